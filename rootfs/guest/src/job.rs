@@ -1,0 +1,64 @@
+//! Receiving a job: its environment, its files, its limits.
+
+use crate::{InitError, host::Host};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use tako_guest::{Area, Limits, ToGuest};
+
+/// What the program needs beside its files, which lie in place already.
+pub(crate) struct Job {
+    pub(crate) environment: Vec<(String, String)>,
+    pub(crate) limits: Limits,
+}
+
+/// Takes frames until [`ToGuest::Start`], writing each file as it comes.
+pub(crate) fn receive(host: &mut Host) -> Result<Job, InitError> {
+    let mut environment = Vec::new();
+    let mut file = None;
+    loop {
+        let start = host.receive(|frame| match frame {
+            ToGuest::Env { name, value } => {
+                environment.push((name.to_owned(), value.to_owned()));
+                Ok(None)
+            }
+            ToGuest::File { area, name, .. } => {
+                file = Some(create(area, name)?);
+                Ok(None)
+            }
+            ToGuest::Data(bytes) => {
+                let file: &mut File = file.as_mut().ok_or(InitError::OutOfOrder)?;
+                file.write_all(bytes)
+                    .map_err(InitError::system("write an input file"))?;
+                Ok(None)
+            }
+            ToGuest::Start(limits) => Ok(Some(limits)),
+            ToGuest::Cancel => Err(InitError::OutOfOrder),
+        })?;
+        if let Some(limits) = start {
+            return Ok(Job {
+                environment,
+                limits,
+            });
+        }
+    }
+}
+
+/// Makes a file that the program can read and not change: root's, in a directory of root's.
+fn create(area: Area, name: &str) -> Result<File, InitError> {
+    let directory = match area {
+        Area::Code => "/code",
+        Area::Input => "/input",
+    };
+    // The host has checked the name; a separator here would leave the directory.
+    if name.contains('/') || name == ".." {
+        return Err(InitError::OutOfOrder);
+    }
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o444)
+        .open(Path::new(directory).join(name))
+        .map_err(InitError::system("make an input file"))
+}

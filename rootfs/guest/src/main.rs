@@ -1,0 +1,90 @@
+//! `tako-init`: pid 1 of every sandbox. One job, then the end.
+//!
+//! It runs as uid 0 *of the sandbox* with SETUID, SETGID and KILL only; the program runs as another
+//! uid, which can neither signal nor trace it nor reach its pipes. Single-threaded, and blocked in
+//! `read` until a job comes, because such a guest survives checkpoint and restore.
+//!
+//! Init never opens a file that the program made: what lies in `/output` is read by the
+//! [`collect`]or, another process with the program's uid and no capability.
+
+mod collect;
+mod host;
+mod job;
+mod program;
+mod report;
+
+use host::Host;
+use nix::sys::stat::{Mode, umask};
+use std::process::ExitCode;
+use tako_guest::{PROTOCOL, ToHost};
+
+/// The uid and gid of the program inside the sandbox.
+const PROGRAM_ID: u32 = 1000;
+
+/// Why init gives up; the host hears of it as [`ToHost::Fault`].
+#[derive(Debug, thiserror::Error)]
+enum InitError {
+    #[error("cannot {doing}")]
+    System {
+        doing: &'static str,
+        source: std::io::Error,
+    },
+    #[error("the host does not speak the protocol")]
+    Protocol { source: tako_guest::FrameError },
+    #[error("the host sent a frame out of order")]
+    OutOfOrder,
+    #[error("the host closed the connection")]
+    HostGone,
+}
+
+impl InitError {
+    /// For `map_err`: names what was being done.
+    fn system<E: Into<std::io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::System {
+            doing,
+            source: source.into(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(collect::ARGUMENT) {
+        return collect::main();
+    }
+    umask(Mode::from_bits_truncate(0o022));
+    let Ok(mut host) = Host::open() else {
+        return ExitCode::from(2);
+    };
+    match serve(&mut host) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = describe(&error);
+            // The host may be gone; then nobody is left to tell.
+            if host.send(&ToHost::Fault(&text)).is_err() {
+                return ExitCode::from(3);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(host: &mut Host) -> Result<(), InitError> {
+    let reports = report::Reports::open()?;
+    host.send(&ToHost::Ready { protocol: PROTOCOL })?;
+    let job = job::receive(host)?;
+    program::run(host, &job, reports)?;
+    let skipped = collect::forward(host, &job.limits)?;
+    host.send(&ToHost::Done { skipped })
+}
+
+/// The error and its causes in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,2 @@
+//! The `tako-vm` command.
+fn main() {}

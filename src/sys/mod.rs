@@ -1,0 +1,7 @@
+//! The kernel: processes, cgroups, privileges. All `unsafe` and all privilege of the host side live
+//! here, and nothing here knows of jobs, images or runsc.
+#![expect(unsafe_code, reason = "the one module that makes raw system calls")]
+
+pub mod cgroup;
+pub mod privilege;
+pub mod process;

@@ -1,0 +1,286 @@
+//! Starting other programs, and burying them.
+//!
+//! A program started here inherits nothing by accident: its environment is empty but for a fixed
+//! `PATH`, it starts in `/`, reads nothing from stdin, and every descriptor above 2 closes at exec.
+
+use crate::sys::cgroup::Leaf;
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+
+/// Where programs are looked up, whatever the caller's own `PATH` says.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum ProcessError {
+    #[error("cannot start `{program}`")]
+    Start { program: String, source: io::Error },
+    #[error("`{program}` failed ({status}){}", tail(stderr))]
+    Failed {
+        program: String,
+        status: ExitStatus,
+        stdout: String,
+        stderr: String,
+    },
+}
+
+/// The last lines of what a failed program said.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.trim_end().lines().rev().take(5).collect();
+    let mut shown = String::new();
+    for line in lines.iter().rev() {
+        shown.push_str("\n  ");
+        shown.push_str(line);
+    }
+    if shown.is_empty() {
+        shown
+    } else {
+        format!(":{shown}")
+    }
+}
+
+/// What a successful program printed.
+#[derive(Debug)]
+pub struct Printed {
+    /// Standard output, invalid UTF-8 replaced.
+    pub stdout: String,
+    /// Standard error, invalid UTF-8 replaced.
+    pub stderr: String,
+}
+
+/// A program to start, looked up in [`PATH`] unless it is a path; see the module for what it inherits.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where programs are started"
+)]
+pub fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(resolve(name.as_ref()));
+    command
+        .env_clear()
+        .env("PATH", PATH)
+        .current_dir("/")
+        .stdin(Stdio::null());
+    command
+}
+
+/// The first executable of that name in [`PATH`]; the name itself where there is none.
+fn resolve(name: &OsStr) -> OsString {
+    if name.as_encoded_bytes().contains(&b'/') {
+        return name.to_owned();
+    }
+    find(name).unwrap_or_else(|| name.to_owned())
+}
+
+/// Where in [`PATH`] a program lies.
+pub fn find(name: &OsStr) -> Option<OsString> {
+    std::env::split_paths(PATH)
+        .map(|directory| directory.join(name))
+        .find(|path| nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok())
+        .map(Into::into)
+}
+
+/// Runs a program to its end, keeping what it prints.
+///
+/// # Errors
+/// [`ProcessError::Failed`] with both streams unless it exits with 0.
+pub fn run(command: &mut Command) -> Result<Printed, ProcessError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    close_descriptors_at_exec(command);
+    let output = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .map_err(|source| ProcessError::Start {
+            program: name.clone(),
+            source,
+        })?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        Ok(Printed { stdout, stderr })
+    } else {
+        Err(ProcessError::Failed {
+            program: name,
+            status: output.status,
+            stdout,
+            stderr,
+        })
+    }
+}
+
+/// Starts a program inside a cgroup, in a process group of its own, with pipes for all three streams.
+///
+/// It is in the cgroup before its first instruction, so that nothing it starts can be outside.
+///
+/// # Errors
+/// When the program cannot be started, or not be placed in every hierarchy of the cgroup.
+pub fn spawn_in(mut command: Command, leaf: &Leaf) -> io::Result<tokio::process::Child> {
+    let procs = leaf.open_procs()?;
+    let descriptors: Vec<RawFd> = procs.iter().map(AsRawFd::as_raw_fd).collect();
+    command
+        .process_group(0) // a terminal's Ctrl-C is for us to handle, not for runsc
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let enter = move || {
+        descriptors
+            .iter()
+            .try_for_each(|&descriptor| enter_cgroup(descriptor))
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls may run; the closure calls write(2)
+    // alone, on descriptors that `procs` keeps open until the child has been started.
+    unsafe { command.pre_exec(enter) };
+    close_descriptors_at_exec(&mut command);
+    let child = tokio::process::Command::from(command)
+        .kill_on_drop(true)
+        .spawn();
+    drop(procs);
+    child
+}
+
+/// Writes "0", which means the writing process itself, into an open `cgroup.procs`.
+fn enter_cgroup(procs: RawFd) -> io::Result<()> {
+    // SAFETY: the buffer is one static byte, and its length says so.
+    let written = unsafe { libc::write(procs, b"0".as_ptr().cast(), 1) };
+    if written == 1 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Descriptors that our own parent left open without close-on-exec must not reach the program.
+fn close_descriptors_at_exec(command: &mut Command) {
+    let close = || {
+        // SAFETY: close_range(2) with CLOEXEC takes three integers and only sets a flag.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    // SAFETY: the closure makes one system call and touches no memory.
+    unsafe { command.pre_exec(close) };
+}
+
+/// A handle on a process that stays on this very process, whatever becomes of its number.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens a handle (`pidfd_open(2)`, Linux 5.3).
+    ///
+    /// # Errors
+    /// `ESRCH` when no such process exists any more.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two integers and reads no memory of ours.
+        let opened = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let descriptor = RawFd::try_from(opened).map_err(io::Error::other)?;
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just handed us the descriptor; nothing else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    }
+
+    /// Kills the process (`pidfd_send_signal(2)`); one that is dead already is no error.
+    ///
+    /// # Errors
+    /// `EPERM` when the process is not ours to kill.
+    pub fn kill(&self) -> io::Result<()> {
+        let no_info: *const libc::siginfo_t = std::ptr::null();
+        // SAFETY: a null siginfo is allowed and means "as kill(2) would fill it".
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                libc::SIGKILL,
+                no_info,
+                0,
+            )
+        };
+        match Errno::result(sent) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// Makes this process inherit the orphans of the programs it starts, so that it can bury them:
+/// runsc takes a zombie for a living process.
+///
+/// # Errors
+/// When the kernel refuses (`prctl(2)`, `PR_SET_CHILD_SUBREAPER`).
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Buries `pid` if it is a dead child of ours; never waits, never touches any other child.
+pub fn reap(pid: i32) {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    match waitid(Id::Pid(Pid::from_raw(pid)), flags) {
+        // ECHILD: it is no child of ours, or somebody else has buried it. Both are fine.
+        Ok(_) | Err(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_program_keeps_its_status_and_both_streams() {
+        let mut command = program("sh");
+        command.args(["-c", "echo out; echo err >&2; exit 3"]);
+        let error = run(&mut command).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("failed (exit status: 3):\n  err"),
+            "{error}"
+        );
+        let ProcessError::Failed { stdout, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(stdout, "out\n");
+    }
+
+    #[test]
+    fn a_program_inherits_no_environment_and_no_descriptor() {
+        // Deliberately without close-on-exec, as a careless parent would leave it.
+        let leaked = std::fs::File::open("/dev/null").unwrap();
+        nix::fcntl::fcntl(
+            &leaked,
+            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
+        )
+        .unwrap();
+        let mut command = program("sh");
+        command.args(["-c", "env | sort; ls -l /proc/$$/fd | wc -l"]);
+        let printed = run(&mut command).unwrap().stdout;
+        assert_eq!(printed, format!("PATH={PATH}\nPWD=/\n4\n"));
+    }
+
+    #[test]
+    fn a_killed_process_is_dead_and_a_dead_one_is_no_error() {
+        let mut child = program("sleep").arg("100").spawn().unwrap();
+        let handle = PidFd::open(child.id().cast_signed()).unwrap();
+        handle.kill().unwrap();
+        assert!(!child.wait().unwrap().success());
+        handle.kill().unwrap();
+    }
+}
