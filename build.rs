@@ -1,4 +1,9 @@
 //! Builds `tako-init`, static, so that a plain `cargo build` carries it inside `tako-vm`.
+#![expect(clippy::expect_used, reason = "a build script reports by panicking")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a build script has no `sys` and no `config`"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

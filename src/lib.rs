@@ -2,10 +2,14 @@
 //!
 //! Lower modules know nothing of higher ones; `tests/layering.rs` holds the table.
 //!
+//! - [`job`]: the vocabulary: what is asked for, its limits, how it ended
 //! - [`sys`]: the kernel: cgroups, processes, privileges
 //! - [`image`]: executor images: build, import, verify, list, remove
+//! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 
+pub mod bundle;
 pub mod image;
+pub mod job;
 pub mod runsc;
 pub mod sys;

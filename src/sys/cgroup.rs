@@ -1,18 +1,609 @@
-//! Cgroups.
+//! Cgroups: one exclusive leaf per sandbox in *every* mounted hierarchy (v1, v2 and hybrid).
+//!
+//! We make each leaf ourselves and read every limit back: runsc ignores all limits of a cgroup that
+//! exists already, and says nothing. The same leaf is the handle by which a sandbox dies: frozen,
+//! every process in it killed, thawed, until `cgroup.procs` is empty, with no help from runsc.
 
-use std::fs::File;
+use crate::sys::process::{self, PidFd};
+use cgroups_rs::MaxValue;
+use cgroups_rs::cpu::CpuController;
+use cgroups_rs::freezer::FreezerController;
+use cgroups_rs::memory::MemController;
+use cgroups_rs::pid::PidController;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// One sandbox's cgroup.
+/// The directory, below the root of each hierarchy, in which all leaves lie.
+pub const PARENT: &str = "tako-vm";
+
+/// The period over which a CPU quota is counted, in microseconds: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// How long processes may take to freeze before they are killed all the same.
+const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long an emptied cgroup may refuse to be removed (the kernel is still letting go of it).
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a cgroup could not be made, limited, read, killed or removed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum CgroupError {
+    #[error("the host offers no cgroup controller `{controller}`")]
+    NoController { controller: &'static str },
+    #[error("cannot {doing} `{}`", path.display())]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot set a limit in `{}`", path.display())]
+    Limit {
+        path: PathBuf,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("`{}` holds `{found}` after `{wanted}` was written", path.display())]
+    NotHeld {
+        path: PathBuf,
+        wanted: String,
+        found: String,
+    },
+    #[error("the host has swap, and `{}` is missing to limit it", path.display())]
+    SwapUnlimited { path: PathBuf },
+    #[error("{count} processes in `{}` outlived SIGKILL by {waited:?}", path.display())]
+    Alive {
+        path: PathBuf,
+        count: usize,
+        waited: Duration,
+    },
+}
+
+impl CgroupError {
+    fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File {
+            doing,
+            path,
+            source,
+        }
+    }
+
+    fn limit(path: &Path) -> impl FnOnce(cgroups_rs::error::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Limit {
+            path,
+            source: Box::new(source),
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, CgroupError>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// One mounted hierarchy, and the directory in it that belongs to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    version: Version,
+    controllers: Vec<String>,
+    mount: PathBuf,
+}
+
+/// The cgroup hierarchies of this host, with our parent directory made in each.
+#[derive(Debug, Clone)]
+pub struct Hierarchies {
+    all: Vec<Hierarchy>,
+    memory: usize,
+    pids: usize,
+    cpu: usize,
+    accounting: usize,
+    freezer: usize,
+}
+
+/// What a leaf holds from its first process on. The CPU quota comes later: start-up is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeafLimits {
+    /// Bytes of memory, swap included; the kernel kills above it.
+    pub memory_bytes: u64,
+    /// Processes and threads on the host, the sandbox's own included.
+    pub pids: u64,
+}
+
+impl Hierarchies {
+    /// Finds what is mounted and makes our parent directory everywhere.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] when memory, pids or cpu limits, CPU accounting or a freezer
+    /// are not to be had: then nothing is run.
+    pub fn prepare() -> Result<Self> {
+        let mountinfo = Path::new("/proc/self/mountinfo");
+        let mounts = fs::read_to_string(mountinfo).map_err(CgroupError::file("read", mountinfo))?;
+        let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
+        all.dedup();
+        for hierarchy in &mut all {
+            hierarchy.prepare()?;
+        }
+        let find = |controller: &'static str| {
+            all.iter()
+                .position(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
+                .ok_or(CgroupError::NoController { controller })
+        };
+        let cpu = find("cpu")?;
+        let v2 = |at: usize| all[at].version == Version::V2;
+        // Version 2 counts CPU time with `cpu`, and freezes and kills without any controller.
+        let accounting = if v2(cpu) { cpu } else { find("cpuacct")? };
+        let freezer = find("freezer").or_else(|error| {
+            all.iter()
+                .position(|hierarchy| hierarchy.version == Version::V2)
+                .ok_or(error)
+        })?;
+        let (memory, pids) = (find("memory")?, find("pids")?);
+        Ok(Self {
+            all,
+            memory,
+            pids,
+            cpu,
+            accounting,
+            freezer,
+        })
+    }
+
+    /// Makes the leaf `name` in every hierarchy, sets its limits and reads them back.
+    ///
+    /// # Errors
+    /// When a directory of that name exists, or a limit does not hold. Nothing is left behind.
+    pub fn create(&self, name: &str, limits: LeafLimits) -> Result<Leaf> {
+        let mut leaf = Leaf {
+            hierarchies: self.clone(),
+            name: name.to_owned(),
+            made: 0,
+        };
+        // On an error the leaf's `Drop` takes back what was made.
+        leaf.make()?;
+        leaf.limit(limits)?;
+        Ok(leaf)
+    }
+}
+
+impl Hierarchy {
+    fn parent(&self) -> PathBuf {
+        self.mount.join(PARENT)
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let parent = self.parent();
+        if self.version == Version::V2 {
+            self.enable_controllers(&self.mount.clone())?;
+        }
+        match fs::create_dir(&parent) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(CgroupError::file("make", &parent)(error));
+            }
+            _ => {}
+        }
+        match self.version {
+            Version::V2 => self.enable_controllers(&parent),
+            Version::V1 if self.has("cpuset") => inherit_cpuset(&self.mount, &parent),
+            Version::V1 => Ok(()),
+        }
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// Version 2: a controller works in a directory only if its parent passes it on.
+    fn enable_controllers(&mut self, directory: &Path) -> Result<()> {
+        let available = read(&directory.join("cgroup.controllers"))?;
+        self.controllers.clear();
+        for controller in ["memory", "pids", "cpu"] {
+            if available.split_whitespace().any(|name| name == controller) {
+                let control = directory.join("cgroup.subtree_control");
+                fs::write(&control, format!("+{controller}"))
+                    .map_err(CgroupError::file("pass controllers on in", &control))?;
+                self.controllers.push(controller.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line of mountinfo(5), if it is a cgroup mount.
+fn parse_mount(line: &str) -> Option<Hierarchy> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mount_point = mount.split(' ').nth(4)?;
+    let mut fields = file_system.split(' ');
+    let version = match fields.next()? {
+        "cgroup" => Version::V1,
+        "cgroup2" => Version::V2,
+        _ => return None,
+    };
+    let controllers = fields.nth(1)?.split(',').map(str::to_owned).collect();
+    Some(Hierarchy {
+        version,
+        controllers,
+        mount: PathBuf::from(mount_point),
+    })
+}
+
+/// A version 1 cpuset takes no process until it has CPUs and memory nodes.
+fn inherit_cpuset(parent: &Path, child: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = child.join(file);
+        if read(&path)?.is_empty() {
+            let inherited = read(&parent.join(file))?;
+            fs::write(&path, inherited).map_err(CgroupError::file("write", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// One sandbox's cgroup: a directory of the same name in every hierarchy.
 #[derive(Debug)]
-pub struct Leaf {}
+pub struct Leaf {
+    hierarchies: Hierarchies,
+    name: String,
+    /// In how many hierarchies the directory exists.
+    made: usize,
+}
 
 impl Leaf {
+    /// What `linux.cgroupsPath` has to say for runsc to join this leaf.
+    pub fn cgroups_path(&self) -> String {
+        format!("/{PARENT}/{}", self.name)
+    }
+
     /// Opens `cgroup.procs` of every hierarchy for writing.
     ///
     /// # Errors
     /// Those of opening.
     pub fn open_procs(&self) -> io::Result<Vec<File>> {
-        Ok(Vec::new())
+        self.directories()
+            .map(|directory| {
+                OpenOptions::new()
+                    .write(true)
+                    .open(directory.join("cgroup.procs"))
+            })
+            .collect()
+    }
+
+    /// Limits CPU time: `millicpus` thousandths of one CPU, read back.
+    ///
+    /// # Errors
+    /// When the quota does not hold.
+    pub fn limit_cpu(&self, millicpus: u32) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.cpu);
+        let quota = u64::from(millicpus) * CPU_PERIOD_US / 1000;
+        CpuController::new(directory.clone(), v2)
+            .set_cfs_quota_and_period(quota.try_into().ok(), Some(CPU_PERIOD_US))
+            .map_err(CgroupError::limit(&directory))?;
+        if v2 {
+            return holds(
+                &directory.join("cpu.max"),
+                &format!("{quota} {CPU_PERIOD_US}"),
+            );
+        }
+        holds(
+            &directory.join("cpu.cfs_period_us"),
+            &CPU_PERIOD_US.to_string(),
+        )?;
+        holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
+    }
+
+    /// How many processes the kernel killed because the memory limit was reached.
+    ///
+    /// # Errors
+    /// Those of reading the counter.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let (directory, v2) = self.place(self.hierarchies.memory);
+        keyed(
+            &directory.join(if v2 {
+                "memory.events"
+            } else {
+                "memory.oom_control"
+            }),
+            "oom_kill",
+        )
+    }
+
+    /// The most memory ever charged, in bytes, the sandbox itself included.
+    ///
+    /// # Errors
+    /// Those of reading the counter; version 2 has it since Linux 5.19.
+    pub fn memory_peak(&self) -> Result<u64> {
+        let (directory, v2) = self.place(self.hierarchies.memory);
+        number(&directory.join(if v2 {
+            "memory.peak"
+        } else {
+            "memory.max_usage_in_bytes"
+        }))
+    }
+
+    /// CPU time used so far, the sandbox itself included.
+    ///
+    /// # Errors
+    /// Those of reading the counter.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let (directory, v2) = self.place(self.hierarchies.accounting);
+        if v2 {
+            Ok(Duration::from_micros(keyed(
+                &directory.join("cpu.stat"),
+                "usage_usec",
+            )?))
+        } else {
+            Ok(Duration::from_nanos(number(
+                &directory.join("cpuacct.usage"),
+            )?))
+        }
+    }
+
+    /// The processes inside, in any hierarchy.
+    ///
+    /// # Errors
+    /// Those of reading `cgroup.procs`.
+    pub fn processes(&self) -> Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        for directory in self.directories() {
+            let procs = read(&directory.join("cgroup.procs"))?;
+            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+        Ok(pids)
+    }
+
+    /// Kills everything inside and proves it: returns once `cgroup.procs` is empty everywhere.
+    ///
+    /// Dead children of ours are buried, all but `keep`, whose status somebody else waits for.
+    ///
+    /// # Errors
+    /// [`CgroupError::Alive`] when a process is still there after `patience`.
+    pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<()> {
+        let started = Instant::now();
+        let mut buried = BTreeSet::new();
+        loop {
+            let alive = self.kill_once()?;
+            buried.extend(alive.iter().copied());
+            for &pid in buried.iter().filter(|pid| Some(**pid) != keep) {
+                process::reap(pid);
+            }
+            if alive.is_empty() {
+                return Ok(());
+            }
+            if started.elapsed() > patience {
+                let (path, _) = self.place(self.hierarchies.freezer);
+                return Err(CgroupError::Alive {
+                    path,
+                    count: alive.len(),
+                    waited: patience,
+                });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// One round; returns who was still inside before it.
+    fn kill_once(&self) -> Result<BTreeSet<i32>> {
+        let alive = self.processes()?;
+        if alive.is_empty() {
+            return Ok(alive);
+        }
+        let (directory, v2) = self.place(self.hierarchies.freezer);
+        let freezer = FreezerController::new(directory.clone(), v2);
+        // Frozen, nobody forks between the listing and the signal, and no pid is given anew.
+        freezer.freeze().map_err(CgroupError::limit(&directory))?;
+        await_frozen(&directory, v2);
+        let killed = self
+            .processes()
+            .and_then(|pids| pids.iter().try_for_each(|pid| kill(*pid)));
+        // Thawed whatever happened: on version 1 a frozen process does not even die.
+        freezer.thaw().map_err(CgroupError::limit(&directory))?;
+        killed.map(|()| alive)
+    }
+
+    /// Removes the leaf from every hierarchy.
+    ///
+    /// # Errors
+    /// When a directory is still in use after two seconds; the leaf can be removed again.
+    pub fn remove(&mut self) -> Result<()> {
+        let deadline = Instant::now() + REMOVE_PATIENCE;
+        while let Some(last) = self.made.checked_sub(1) {
+            let directory = self.hierarchies.all[last].parent().join(&self.name);
+            match fs::remove_dir(&directory) {
+                Ok(()) => self.made = last,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.made = last,
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(CgroupError::file("remove", &directory)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self) -> Result<()> {
+        for hierarchy in &self.hierarchies.all {
+            let directory = hierarchy.parent().join(&self.name);
+            // Exclusive: a leaf that exists is not ours, whatever its name says.
+            fs::create_dir(&directory).map_err(CgroupError::file("make", &directory))?;
+            self.made += 1;
+            if hierarchy.version == Version::V1 && hierarchy.has("cpuset") {
+                inherit_cpuset(&hierarchy.parent(), &directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&self, limits: LeafLimits) -> Result<()> {
+        self.limit_memory(limits.memory_bytes)?;
+        let (directory, v2) = self.place(self.hierarchies.pids);
+        let pids = i64::try_from(limits.pids).unwrap_or(i64::MAX);
+        PidController::new(directory.clone(), v2)
+            .set_pid_max(MaxValue::Value(pids))
+            .map_err(CgroupError::limit(&directory))?;
+        holds(&directory.join("pids.max"), &pids.to_string())
+    }
+
+    fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.memory);
+        let memory = MemController::new(directory.clone(), v2);
+        let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
+        memory
+            .set_limit(limit)
+            .map_err(CgroupError::limit(&directory))?;
+        let (limit_file, swap_file, swap_limit) = if v2 {
+            ("memory.max", "memory.swap.max", 0)
+        } else {
+            (
+                "memory.limit_in_bytes",
+                "memory.memsw.limit_in_bytes",
+                limit,
+            )
+        };
+        holds(&directory.join(limit_file), &limit.to_string())?;
+        let swap = directory.join(swap_file);
+        if swap.exists() {
+            memory
+                .set_memswap_limit(swap_limit)
+                .map_err(CgroupError::limit(&directory))?;
+            return holds(&swap, &swap_limit.to_string());
+        }
+        if keyed(Path::new("/proc/meminfo"), "SwapTotal:")? > 0 {
+            return Err(CgroupError::SwapUnlimited { path: swap });
+        }
+        Ok(())
+    }
+
+    fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.hierarchies
+            .all
+            .iter()
+            .take(self.made)
+            .map(|one| one.parent().join(&self.name))
+    }
+
+    /// The leaf's directory in one hierarchy, and whether that is version 2.
+    fn place(&self, hierarchy: usize) -> (PathBuf, bool) {
+        let hierarchy = &self.hierarchies.all[hierarchy];
+        (
+            hierarchy.parent().join(&self.name),
+            hierarchy.version == Version::V2,
+        )
+    }
+}
+
+impl Drop for Leaf {
+    /// The backstop for a leaf that nobody removed: what is inside dies.
+    fn drop(&mut self) {
+        if self.made > 0 {
+            // Nobody is left to tell; what remains is the sweep's.
+            let killed = self.kill(REMOVE_PATIENCE, None);
+            let removed = self.remove();
+            drop((killed, removed));
+        }
+    }
+}
+
+/// Waits a moment for the freezer; processes that it cannot stop are killed on the run.
+fn await_frozen(directory: &Path, v2: bool) {
+    let deadline = Instant::now() + FREEZE_PATIENCE;
+    let frozen = || {
+        if v2 {
+            keyed(&directory.join("cgroup.events"), "frozen").is_ok_and(|frozen| frozen == 1)
+        } else {
+            read(&directory.join("freezer.state")).is_ok_and(|state| state == "FROZEN")
+        }
+    };
+    while !frozen() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn kill(pid: i32) -> Result<()> {
+    let path = || PathBuf::from(format!("/proc/{pid}"));
+    let handle = match PidFd::open(pid) {
+        Ok(handle) => handle,
+        // Gone by itself.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(error) => return Err(CgroupError::file("open a handle on", &path())(error)),
+    };
+    handle.kill().map_err(CgroupError::file("kill", &path()))
+}
+
+/// The contents of a file, trimmed.
+fn read(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).map_err(CgroupError::file("read", path))?;
+    Ok(text.trim().to_owned())
+}
+
+fn number(path: &Path) -> Result<u64> {
+    let text = read(path)?;
+    text.parse()
+        .map_err(|error| CgroupError::file("read", path)(io::Error::other(error)))
+}
+
+/// The number behind `key` in a file of lines "key number".
+fn keyed(path: &Path, key: &str) -> Result<u64> {
+    read(path)?
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix(key)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .ok_or_else(|| {
+            CgroupError::file("read", path)(io::Error::other(format!("no number for `{key}`")))
+        })
+}
+
+/// Reads a limit back: the kernel rounds, clips and sometimes ignores what it is told.
+fn holds(path: &Path, wanted: &str) -> Result<()> {
+    let found = read(path)?;
+    if found == wanted {
+        return Ok(());
+    }
+    Err(CgroupError::NotHeld {
+        path: path.to_owned(),
+        wanted: wanted.to_owned(),
+        found,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_of_both_versions_are_found_and_others_are_not() {
+        let v1 = "37 36 0:33 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory";
+        let v2 = "36 35 0:32 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(
+            parse_mount(v1),
+            Some(Hierarchy {
+                version: Version::V1,
+                controllers: vec!["rw".to_owned(), "memory".to_owned()],
+                mount: "/sys/fs/cgroup/memory".into()
+            })
+        );
+        assert_eq!(parse_mount(v2).unwrap().version, Version::V2);
+        assert_eq!(parse_mount("25 1 254:0 / / rw - ext4 /dev/vda rw"), None);
+    }
+
+    #[test]
+    fn a_limit_that_did_not_take_hold_is_an_error_with_both_numbers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "max\n").unwrap();
+        let error = holds(file.path(), "67108864").unwrap_err().to_string();
+        assert!(
+            error.contains("holds `max` after `67108864` was written"),
+            "{error}"
+        );
     }
 }

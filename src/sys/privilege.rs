@@ -1,1 +1,88 @@
-//! Privileges.
+//! Being root, and ceasing to be.
+
+use caps::{CapSet, Capability};
+use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
+use std::io;
+
+/// What running a sandbox takes: namespaces, mounts, other users' processes and files.
+const NEEDED: [Capability; 6] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_CHROOT,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_KILL,
+];
+
+/// Why privileges are missing, or could not be given up.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum PrivilegeError {
+    #[error("this needs root")]
+    NotRoot,
+    #[error("root lacks the capability {capability} here")]
+    Missing { capability: Capability },
+    #[error("cannot read the capabilities of this process")]
+    Read { source: caps::errors::CapsError },
+    #[error("cannot give up {what}")]
+    Drop {
+        what: &'static str,
+        source: io::Error,
+    },
+    #[error("privileges are still there after they were given up")]
+    StillThere,
+}
+
+/// Checks that this process is root and has what a sandbox takes.
+///
+/// # Errors
+/// [`PrivilegeError::NotRoot`], or the capability that is missing (a restricted container, say).
+pub fn require_root() -> Result<(), PrivilegeError> {
+    if !Uid::effective().is_root() {
+        return Err(PrivilegeError::NotRoot);
+    }
+    let effective =
+        caps::read(None, CapSet::Effective).map_err(|source| PrivilegeError::Read { source })?;
+    match NEEDED
+        .into_iter()
+        .find(|capability| !effective.contains(capability))
+    {
+        Some(capability) => Err(PrivilegeError::Missing { capability }),
+        None => Ok(()),
+    }
+}
+
+/// Gives up root for good, in every thread: afterwards this process is `user`, or `nobody` where
+/// that user does not exist, without groups and capabilities. Bytes of a program may then be parsed.
+///
+/// A process that is not root has nothing to give up.
+///
+/// # Errors
+/// When any part of it cannot be given up: then nothing untrusted may be read.
+pub fn drop_root(user: &str) -> Result<(), PrivilegeError> {
+    if !Uid::effective().is_root() {
+        return Ok(());
+    }
+    let drop_error = |what| {
+        move |errno: nix::Error| PrivilegeError::Drop {
+            what,
+            source: errno.into(),
+        }
+    };
+    let entry = User::from_name(user).map_err(drop_error("root for that user"))?;
+    let (uid, gid) = entry.map_or(
+        // nobody and nogroup: there is no user of ours before `tako-vm setup` ran.
+        (Uid::from_raw(65534), Gid::from_raw(65534)),
+        |entry| (entry.uid, entry.gid),
+    );
+    setgroups(&[]).map_err(drop_error("the supplementary groups"))?;
+    setresgid(gid, gid, gid).map_err(drop_error("the group"))?;
+    setresuid(uid, uid, uid).map_err(drop_error("the user"))?;
+    let left =
+        caps::read(None, CapSet::Permitted).map_err(|source| PrivilegeError::Read { source })?;
+    // Were the change of user not to take them away, or root to be had back, it would be for show.
+    if !left.is_empty() || setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok() {
+        return Err(PrivilegeError::StillThere);
+    }
+    Ok(())
+}

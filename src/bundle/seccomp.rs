@@ -1,0 +1,273 @@
+//! The seccomp profile of the guest: data in `seccomp/python.json`, one reason per rule.
+//!
+//! runsc skips a name that it does not know without a word, so the profile is compiled with
+//! libseccomp first, which refuses it.
+
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompBuilder,
+    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
+};
+use serde::Deserialize;
+use std::collections::HashSet;
+
+/// The profile as it is shipped.
+const PYTHON: &str = include_str!("../../seccomp/python.json");
+
+/// Why a profile cannot be used. Then nothing runs.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum SeccompError {
+    #[error("the seccomp profile does not parse")]
+    Parse { source: serde_json::Error },
+    #[error("the seccomp profile lets everything pass by default")]
+    NotDenying,
+    #[error("the seccomp profile gives no reason for `{names}`")]
+    NoReason { names: String },
+    #[error("the seccomp profile names `{name}`, which is no system call")]
+    UnknownSyscall { name: String },
+    #[error(
+        "the seccomp profile has two conditions on argument {index} of `{name}`, which runsc would read as either"
+    )]
+    TwoConditions { name: String, index: usize },
+    #[error("the seccomp profile asks for `{action:?}`, which runsc cannot do")]
+    Action { action: LinuxSeccompAction },
+    #[error("the seccomp profile does not compile")]
+    Compile {
+        source: libseccomp::error::SeccompError,
+    },
+    #[error("the seccomp profile does not fit the runtime specification")]
+    Spec { source: oci_spec::OciSpecError },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Profile {
+    #[serde(rename = "comment")]
+    _comment: String,
+    default_action: LinuxSeccompAction,
+    architectures: Vec<Arch>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    names: Vec<String>,
+    action: LinuxSeccompAction,
+    reason: String,
+    #[serde(default)]
+    args: Vec<LinuxSeccompArg>,
+}
+
+/// The shipped profile, checked and compiled once with libseccomp.
+///
+/// # Errors
+/// [`SeccompError`] when it does not hold what this module promises.
+pub fn load() -> Result<LinuxSeccomp, SeccompError> {
+    parse(PYTHON)
+}
+
+fn parse(text: &str) -> Result<LinuxSeccomp, SeccompError> {
+    let profile: Profile =
+        serde_json::from_str(text).map_err(|source| SeccompError::Parse { source })?;
+    if profile.default_action != LinuxSeccompAction::ScmpActErrno {
+        return Err(SeccompError::NotDenying);
+    }
+    profile.rules.iter().try_for_each(check)?;
+    compile(&profile)?;
+    to_oci(&profile).map_err(|source| SeccompError::Spec { source })
+}
+
+fn check(rule: &Rule) -> Result<(), SeccompError> {
+    if rule.reason.trim().is_empty() {
+        return Err(SeccompError::NoReason {
+            names: rule.names.join(", "),
+        });
+    }
+    let mut indices = HashSet::new();
+    for arg in &rule.args {
+        if !indices.insert(arg.index()) {
+            let name = rule.names.join(", ");
+            return Err(SeccompError::TwoConditions {
+                name,
+                index: arg.index(),
+            });
+        }
+    }
+    for name in &rule.names {
+        if ScmpSyscall::from_name(name).is_err() {
+            return Err(SeccompError::UnknownSyscall { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Builds the same filter as a kernel would be given; it is thrown away, the errors are not.
+fn compile(profile: &Profile) -> Result<(), SeccompError> {
+    let failed = |source| SeccompError::Compile { source };
+    let refuse = ScmpAction::Errno(libc::EPERM);
+    let mut filter = ScmpFilterContext::new(refuse).map_err(failed)?;
+    filter.add_arch(ScmpArch::Native).map_err(failed)?;
+    for rule in &profile.rules {
+        let action = action(rule.action)?;
+        let conditions: Vec<_> = rule.args.iter().map(condition).collect();
+        for name in &rule.names {
+            let call = ScmpSyscall::from_name(name).map_err(failed)?;
+            filter
+                .add_rule_conditional(action, call, &conditions)
+                .map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn action(action: LinuxSeccompAction) -> Result<ScmpAction, SeccompError> {
+    match action {
+        LinuxSeccompAction::ScmpActAllow => Ok(ScmpAction::Allow),
+        // Without a tracer the call fails with ENOSYS, in gVisor as in Linux (seccomp(2)).
+        LinuxSeccompAction::ScmpActTrace => Ok(ScmpAction::Trace(0)),
+        // KILL_PROCESS, LOG and NOTIFY stop the start; ERRNO is the default already.
+        action => Err(SeccompError::Action { action }),
+    }
+}
+
+fn condition(arg: &LinuxSeccompArg) -> ScmpArgCompare {
+    let index = u32::try_from(arg.index()).unwrap_or(u32::MAX);
+    let (operator, datum) = match arg.op() {
+        LinuxSeccompOperator::ScmpCmpNe => (ScmpCompareOp::NotEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpLt => (ScmpCompareOp::Less, arg.value()),
+        LinuxSeccompOperator::ScmpCmpLe => (ScmpCompareOp::LessOrEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, arg.value()),
+        LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
+        LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            ScmpCompareOp::MaskedEqual(arg.value()),
+            arg.value_two().unwrap_or(0),
+        ),
+    };
+    ScmpArgCompare::new(index, operator, datum)
+}
+
+fn to_oci(profile: &Profile) -> Result<LinuxSeccomp, oci_spec::OciSpecError> {
+    let calls = profile.rules.iter().map(|rule| -> Result<LinuxSyscall, _> {
+        let call = LinuxSyscallBuilder::default()
+            .names(rule.names.clone())
+            .action(rule.action);
+        if rule.args.is_empty() {
+            call.build()
+        } else {
+            call.args(rule.args.clone()).build()
+        }
+    });
+    LinuxSeccompBuilder::default()
+        .default_action(profile.default_action)
+        .architectures(profile.architectures.clone())
+        .syscalls(calls.collect::<Result<Vec<_>, _>>()?)
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shipped profile with one rule more.
+    fn with_rule(rule: &str) -> Result<LinuxSeccomp, SeccompError> {
+        let mut profile: serde_json::Value = serde_json::from_str(PYTHON).unwrap();
+        let rules = profile["rules"].as_array_mut().unwrap();
+        rules.push(serde_json::from_str(rule).unwrap());
+        parse(&profile.to_string())
+    }
+
+    #[test]
+    fn the_shipped_profile_compiles_and_reaches_the_specification_whole() {
+        let seccomp = load().unwrap();
+        let profile: Profile = serde_json::from_str(PYTHON).unwrap();
+        assert_eq!(
+            seccomp.syscalls().as_ref().unwrap().len(),
+            profile.rules.len()
+        );
+        assert_eq!(seccomp.default_action(), LinuxSeccompAction::ScmpActErrno);
+    }
+
+    #[test]
+    fn a_name_that_is_no_system_call_is_refused() {
+        let error = with_rule(r#"{"names":["opeen"],"action":"SCMP_ACT_ALLOW","reason":"a slip"}"#);
+        assert!(matches!(error, Err(SeccompError::UnknownSyscall { name }) if name == "opeen"));
+    }
+
+    #[test]
+    fn a_rule_without_a_reason_is_refused() {
+        let error = with_rule(r#"{"names":["mount"],"action":"SCMP_ACT_ALLOW","reason":" "}"#);
+        assert!(matches!(error, Err(SeccompError::NoReason { .. })));
+    }
+
+    #[test]
+    fn what_runsc_would_misread_is_refused() {
+        let error = with_rule(
+            r#"{"names":["socket"],"action":"SCMP_ACT_ALLOW","reason":"two",
+                "args":[{"index":0,"value":1,"op":"SCMP_CMP_GE"},{"index":0,"value":9,"op":"SCMP_CMP_LE"}]}"#,
+        );
+        assert!(matches!(
+            error,
+            Err(SeccompError::TwoConditions { index: 0, .. })
+        ));
+        let kill = with_rule(
+            r#"{"names":["mount"],"action":"SCMP_ACT_KILL_PROCESS","reason":"runsc exits 128"}"#,
+        );
+        assert!(matches!(kill, Err(SeccompError::Action { .. })));
+    }
+
+    #[test]
+    fn a_profile_that_allows_by_default_is_refused() {
+        let text = PYTHON.replacen("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW", 2);
+        assert!(matches!(
+            parse(&text),
+            Err(SeccompError::NotDenying | SeccompError::Parse { .. })
+        ));
+    }
+
+    #[test]
+    fn what_reaches_out_of_the_sandbox_is_not_allowed() {
+        let seccomp = load().unwrap();
+        let allowed: HashSet<&str> = seccomp
+            .syscalls()
+            .iter()
+            .flatten()
+            .flat_map(|rule| rule.names().iter().map(String::as_str))
+            .collect();
+        for name in [
+            "unshare",
+            "setns",
+            "mount",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "ptrace",
+            "keyctl",
+            "bpf",
+            "process_vm_readv",
+            "process_vm_writev",
+            "io_uring_setup",
+            "userfaultfd",
+            "kexec_load",
+            "perf_event_open",
+            "open_by_handle_at",
+            "init_module",
+            "finit_module",
+            "reboot",
+            "swapon",
+            "settimeofday",
+            "clock_settime",
+            "sethostname",
+            "personality",
+            "iopl",
+            "ioperm",
+            "acct",
+        ] {
+            assert!(!allowed.contains(name), "{name}");
+        }
+    }
+}

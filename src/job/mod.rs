@@ -1,0 +1,16 @@
+//! The vocabulary of jobs: what is asked for, under which limits, and how it ended. No I/O.
+
+mod exception;
+mod limits;
+mod record;
+mod spec;
+mod termination;
+
+pub use exception::error_type;
+pub use limits::{LimitError, Limits, MIN_MEMORY_BYTES, parse_bytes};
+pub use record::{
+    Artifact, Captured, ErrorReport, Outcome, Record, ResourceUsage, Skipped, Status, Timing,
+    milliseconds,
+};
+pub use spec::{InputFile, JobRequest, JobSpec, Maxima, SpecError};
+pub use termination::{Ending, Evidence, Exception, Killed, Phase, Termination};
