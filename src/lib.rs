@@ -6,10 +6,12 @@
 //! - [`sys`]: the kernel: cgroups, processes, privileges
 //! - [`image`]: executor images: build, import, verify, list, remove
 //! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
+//! - [`sandbox`]: one sandbox, from its bundle until nothing of it is left
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 
 pub mod bundle;
 pub mod image;
 pub mod job;
 pub mod runsc;
+pub mod sandbox;
 pub mod sys;

@@ -1,0 +1,500 @@
+//! Attending a job: hand it over, take what the guest sends, hold the deadlines, know the end.
+//!
+//! One loop waits for everything at once, so that no slow part (a guest that does not read, a
+//! receiver that does not take output) can hold up a deadline.
+
+use super::Order;
+use super::guest::{self, Guest};
+use super::spool::{Files, Spool, SpoolError};
+use super::start::Sandbox;
+use crate::job::{Captured, Ending, Evidence, Exception, Killed, Limits, Phase};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+use tako_guest::{EndedBy, Exit, ExitStatus, FrameError, PROTOCOL, ToHost};
+use tokio::process::ChildStdin;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// How long a sandbox may take until it waits for its job. A cold start takes 0.2 s.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// How long a job may take to be written into the guest: 65 MiB at most.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+/// From a time limit to the backstop. Init has sent SIGTERM at the limit and SIGKILL half a second
+/// later, and has had two seconds to collect `/output`.
+const BACKSTOP: Duration = Duration::from_secs(3);
+
+/// From the program's end to the end of the collection: two seconds, and some to transfer.
+const COLLECTION: Duration = Duration::from_secs(3);
+
+/// From a cancel to the backstop, for what the program wrote until then.
+const CANCEL: Duration = Duration::from_secs(1);
+
+/// From the end of runsc to the end of what the guest sent before.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Output above its limit that may be on its way when init kills the program.
+const OUTPUT_SLACK: u64 = 1 << 20;
+
+/// Output of the program, as it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+}
+
+/// What is known of a job when its sandbox is about to be cleared away.
+pub(super) struct Attended {
+    pub(super) evidence: Evidence,
+    pub(super) exception: Option<Exception>,
+    pub(super) stdout: Captured,
+    pub(super) stderr: Captured,
+    pub(super) files: Files,
+    pub(super) ready_after: Option<Duration>,
+    pub(super) startup_ms: Option<u64>,
+    pub(super) execution_ms: Option<u64>,
+    /// Output that nobody has taken yet.
+    pub(super) pending: VecDeque<Event>,
+}
+
+/// Why attending stopped before the guest was done. The sandbox's fault, not the program's.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("it was not ready within {BOOT:?}")]
+    NotReady,
+    #[error("it did not take its job within {HAND_OVER:?}")]
+    HandOverTime,
+    #[error("its CPU limit could not be applied")]
+    Cpu {
+        source: crate::sys::cgroup::CgroupError,
+    },
+    #[error("it speaks version {found} of the guest protocol and not {PROTOCOL}")]
+    Version { found: u16 },
+    #[error("it does not speak the guest protocol")]
+    Frame { source: FrameError },
+    #[error("it sent `{frame}` out of order")]
+    OutOfOrder { frame: &'static str },
+    #[error("its files cannot be taken")]
+    Files { source: SpoolError },
+    #[error("init reports: {text}")]
+    Init { text: String },
+    #[error("it ended before its program was reported to end")]
+    Ended,
+    #[error("it cannot be read from")]
+    Read { source: io::Error },
+}
+
+/// Where a job stands, as far as the guest has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Booting,
+    HandingOver,
+    Starting,
+    Running,
+    Collecting,
+    Done,
+}
+
+struct Attendance<'a> {
+    limits: &'a Limits,
+    events: Option<&'a mpsc::Sender<Event>>,
+    stage: Stage,
+    deadline: Instant,
+    spool: Spool,
+    known: Attended,
+}
+
+/// Attends the job of `order` in a sandbox that was just started, until nothing more is to come.
+pub(super) async fn attend(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
+    attend_from(Stage::Booting, BOOT, sandbox, order).await
+}
+
+/// Like [`attend`], in a restored sandbox, whose init has said that it is ready long ago.
+pub(super) async fn attend_restored(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
+    attend_from(Stage::HandingOver, HAND_OVER, sandbox, order).await
+}
+
+/// Waits until a sandbox that was just started waits for its job.
+pub(super) async fn await_ready(sandbox: &mut Sandbox) -> Result<(), String> {
+    let ready = async {
+        loop {
+            match sandbox
+                .guest
+                .next()
+                .map_err(|source| Fault::Frame { source })?
+            {
+                Some(ToHost::Ready { protocol: PROTOCOL }) => return Ok(()),
+                Some(frame) => {
+                    return Err(Fault::OutOfOrder {
+                        frame: name(&frame),
+                    });
+                }
+                None => {}
+            }
+            if sandbox
+                .guest
+                .fill()
+                .await
+                .map_err(|source| Fault::Read { source })?
+                == 0
+            {
+                return Err(Fault::Ended);
+            }
+        }
+    };
+    let ready = tokio::time::timeout(BOOT, ready)
+        .await
+        .unwrap_or(Err(Fault::NotReady));
+    match ready {
+        Ok(()) => Ok(()),
+        Err(fault) => Err(explain(sandbox, &fault).await),
+    }
+}
+
+async fn attend_from(
+    stage: Stage,
+    time: Duration,
+    sandbox: &mut Sandbox,
+    order: &Order<'_>,
+) -> Attended {
+    let mut attendance = Attendance::new(order);
+    attendance.enter(stage, time);
+    let fault = attendance.attend(sandbox, order).await.err();
+    if let Some(fault) = fault {
+        attendance.known.evidence.fault = Some(explain(sandbox, &fault).await);
+    }
+    let mut known = attendance.known;
+    known.files = attendance.spool.finish();
+    known.files.truncated |= attendance.stage != Stage::Done;
+    known
+}
+
+/// The fault, its causes, and what runsc said.
+async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
+    let mut text = fault.to_string();
+    let mut cause = std::error::Error::source(fault);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    // Dead first: a runsc that hangs holds its streams open. An error comes back in the teardown.
+    let killed = sandbox.kill();
+    drop(killed);
+    let complaint = sandbox.complaint().await;
+    if complaint.is_empty() {
+        text
+    } else {
+        format!("{text}: {complaint}")
+    }
+}
+
+impl<'a> Attendance<'a> {
+    fn new(order: &'a Order<'_>) -> Self {
+        let limits = &order.job.limits;
+        let known = Attended {
+            evidence: Evidence::default(),
+            exception: None,
+            stdout: Captured::default(),
+            stderr: Captured::default(),
+            files: Files::default(),
+            ready_after: None,
+            startup_ms: None,
+            execution_ms: None,
+            pending: VecDeque::new(),
+        };
+        Self {
+            limits,
+            events: order.events.as_ref(),
+            stage: Stage::Booting,
+            deadline: Instant::now() + BOOT,
+            spool: Spool::new(order.spool, limits),
+            known,
+        }
+    }
+
+    async fn attend(&mut self, sandbox: &mut Sandbox, order: &Order<'_>) -> Result<(), Fault> {
+        // Until the guest is ready there is nothing to hand over to.
+        let mut link = Link::Idle(sandbox.stdin.take());
+        let mut cancelled = pin!(order.cancel.cancelled());
+        let (mut cancelling, mut orphaned) = (false, false);
+        while self.stage != Stage::Done {
+            if self.stage == Stage::HandingOver
+                && let Link::Idle(stdin) = &mut link
+                && let Some(stdin) = stdin.take()
+            {
+                self.known.ready_after = Some(sandbox.age());
+                sandbox
+                    .limit_cpu(self.limits.millicpus)
+                    .map_err(|source| Fault::Cpu { source })?;
+                link = Link::Writing(Box::pin(guest::hand_over(stdin, order.job)));
+            }
+            tokio::select! {
+                biased;
+                () = sleep_until(self.deadline) => return self.overdue(),
+                () = &mut cancelled, if !cancelling => {
+                    cancelling = true;
+                    if !self.cancel(&mut link).await {
+                        return Ok(());
+                    }
+                }
+                handed = link.written() => {
+                    // A guest that stopped reading has a reason, and it is still to be read.
+                    link = Link::Idle(handed.ok());
+                    // The guest's answer may overtake the news that all was written.
+                    if self.stage == Stage::HandingOver {
+                        self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
+                    }
+                }
+                _ = sandbox.runsc.wait(), if !orphaned => {
+                    orphaned = true;
+                    self.orphaned(sandbox);
+                }
+                sent = deliver(self.events, &self.known.pending), if !self.known.pending.is_empty() => {
+                    self.delivered(sent);
+                }
+                read = sandbox.guest.fill(), if self.known.pending.is_empty() => {
+                    match read.map_err(|source| Fault::Read { source })? {
+                        0 => return self.ended(),
+                        _ => self.take_frames(&mut sandbox.guest)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A deadline is over: ours, held from outside, whatever the guest does.
+    fn overdue(&mut self) -> Result<(), Fault> {
+        let killed = match self.stage {
+            Stage::Booting => return Err(Fault::NotReady),
+            Stage::HandingOver => return Err(Fault::HandOverTime),
+            Stage::Starting => Killed::Deadline(Phase::Startup),
+            Stage::Running => Killed::Deadline(Phase::Execution),
+            // How the program ended is known; only files are missing.
+            Stage::Collecting | Stage::Done => return Ok(()),
+        };
+        self.known.evidence.killed.get_or_insert(killed);
+        Ok(())
+    }
+
+    /// Asks init to end the program; false when there is nothing to wait for.
+    async fn cancel(&mut self, link: &mut Link<'_>) -> bool {
+        if self.stage >= Stage::Collecting {
+            // It has ended by itself already.
+            return true;
+        }
+        self.known.evidence.killed.get_or_insert(Killed::Cancelled);
+        self.deadline = self.deadline.min(Instant::now() + CANCEL);
+        match link {
+            Link::Idle(Some(stdin)) if self.stage >= Stage::Starting => {
+                // A pipe that has just been emptied takes a frame of five bytes at once.
+                guest::send_cancel(stdin).await.is_ok()
+            }
+            _ => false,
+        }
+    }
+
+    /// runsc has ended. Whatever it started ends with it; then the stream ends, after all that was
+    /// sent before.
+    fn orphaned(&mut self, sandbox: &Sandbox) {
+        self.deadline = self.deadline.min(Instant::now() + DRAIN);
+        // An error comes back in the teardown, which kills again.
+        let killed = sandbox.kill();
+        drop(killed);
+    }
+
+    /// Nobody is left to write to us.
+    fn ended(&self) -> Result<(), Fault> {
+        if self.stage >= Stage::Collecting {
+            Ok(())
+        } else {
+            Err(Fault::Ended)
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, time: Duration) {
+        self.stage = stage;
+        // A cancel has shortened the deadline; nothing lengthens it again.
+        if self.known.evidence.killed != Some(Killed::Cancelled) {
+            self.deadline = Instant::now() + time;
+        }
+    }
+
+    /// The receiver took an event, or has gone away: then nobody wants the others.
+    fn delivered(&mut self, sent: bool) {
+        if sent {
+            self.known.pending.pop_front();
+        } else {
+            self.events = None;
+            self.known.pending.clear();
+        }
+    }
+
+    fn take_frames(&mut self, guest: &mut Guest) -> Result<(), Fault> {
+        while self.stage != Stage::Done
+            && let Some(frame) = guest.next().map_err(|source| Fault::Frame { source })?
+        {
+            self.take(frame)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, frame: ToHost<'_>) -> Result<(), Fault> {
+        match (self.stage, frame) {
+            (Stage::Booting, ToHost::Ready { protocol: PROTOCOL }) => {
+                self.enter(Stage::HandingOver, HAND_OVER);
+            }
+            (Stage::Booting, ToHost::Ready { protocol }) => {
+                return Err(Fault::Version { found: protocol });
+            }
+            (Stage::HandingOver | Stage::Starting, ToHost::Started) => {}
+            (Stage::HandingOver | Stage::Starting, ToHost::Running { startup_ms }) => {
+                self.known.startup_ms = Some(startup_ms);
+                self.enter(Stage::Running, self.limits.execution + BACKSTOP);
+            }
+            (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stdout(bytes)) => {
+                self.known.stdout.push(bytes, self.limits.stdout_bytes);
+                self.pass_on(Event::Stdout(bytes.to_vec()));
+            }
+            (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stderr(bytes)) => {
+                self.known.stderr.push(bytes, self.limits.stderr_bytes);
+                self.pass_on(Event::Stderr(bytes.to_vec()));
+            }
+            (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Exit(exit)) => {
+                self.exited(&exit);
+            }
+            (Stage::Collecting, frame) => {
+                return self
+                    .collect(&frame)
+                    .map_err(|source| Fault::Files { source });
+            }
+            (_, ToHost::Fault(text)) => {
+                return Err(Fault::Init {
+                    text: text.chars().take(300).collect(),
+                });
+            }
+            (_, frame) => {
+                return Err(Fault::OutOfOrder {
+                    frame: name(&frame),
+                });
+            }
+        }
+        self.hold_output_limit();
+        Ok(())
+    }
+
+    fn pass_on(&mut self, event: Event) {
+        if self.events.is_some() {
+            self.known.pending.push_back(event);
+        }
+    }
+
+    /// Init holds the limit; a guest that does not is killed from here.
+    fn hold_output_limit(&mut self) {
+        let total = self.known.stdout.total + self.known.stderr.total;
+        if total > self.limits.output_bytes + OUTPUT_SLACK {
+            self.known
+                .evidence
+                .killed
+                .get_or_insert(Killed::OutputLimit);
+            self.spool.miss();
+            self.stage = Stage::Done;
+        }
+    }
+
+    fn exited(&mut self, exit: &Exit<'_>) {
+        let evidence = &mut self.known.evidence;
+        evidence.ending = Some(match exit.status {
+            ExitStatus::Exited(code) => Ending::Exited(code),
+            ExitStatus::Signalled(signal) => Ending::Signalled(signal),
+        });
+        if let Some(by) = exit.ended_by {
+            evidence.killed.get_or_insert(match by {
+                EndedBy::StartupLimit => Killed::Deadline(Phase::Startup),
+                EndedBy::ExecutionLimit => Killed::Deadline(Phase::Execution),
+                EndedBy::OutputLimit => Killed::OutputLimit,
+                EndedBy::Cancel => Killed::Cancelled,
+            });
+        }
+        self.known.startup_ms = exit.startup_ms;
+        self.known.execution_ms = exit.startup_ms.map(|_| exit.execution_ms);
+        self.known.exception = exit.exception.as_ref().map(|exception| Exception {
+            classes: exception.classes.split(' ').map(str::to_owned).collect(),
+            message: exception.message.to_owned(),
+        });
+        self.enter(Stage::Collecting, COLLECTION);
+    }
+
+    fn collect(&mut self, frame: &ToHost<'_>) -> Result<(), SpoolError> {
+        match frame {
+            ToHost::File { name, .. } => self.spool.begin(name),
+            ToHost::Data(bytes) => self.spool.data(bytes),
+            ToHost::FileEnd { complete } => self.spool.end(*complete),
+            ToHost::Skipped { name, reason } => {
+                self.spool.skip(name, *reason);
+                Ok(())
+            }
+            ToHost::Done { skipped } => {
+                if *skipped > 0 {
+                    self.spool.miss();
+                }
+                self.stage = Stage::Done;
+                Ok(())
+            }
+            _ => Err(SpoolError::OutOfOrder),
+        }
+    }
+}
+
+/// The connection to the guest's stdin: idle, or a job being written.
+enum Link<'a> {
+    Idle(Option<ChildStdin>),
+    Writing(Pin<Box<dyn Future<Output = io::Result<ChildStdin>> + Send + 'a>>),
+}
+
+impl Link<'_> {
+    /// Resolves once when the job has been written; never while idle.
+    async fn written(&mut self) -> io::Result<ChildStdin> {
+        match self {
+            Link::Idle(_) => std::future::pending().await,
+            Link::Writing(writing) => writing.as_mut().await,
+        }
+    }
+}
+
+/// Offers the first pending event; whether somebody took it.
+async fn deliver(events: Option<&mpsc::Sender<Event>>, pending: &VecDeque<Event>) -> bool {
+    match (events, pending.front()) {
+        (Some(events), Some(event)) => match events.reserve().await {
+            Ok(permit) => {
+                permit.send(event.clone());
+                true
+            }
+            Err(_) => false,
+        },
+        _ => false,
+    }
+}
+
+fn name(frame: &ToHost<'_>) -> &'static str {
+    match frame {
+        ToHost::Ready { .. } => "ready",
+        ToHost::Started => "started",
+        ToHost::Running { .. } => "running",
+        ToHost::Stdout(_) => "stdout",
+        ToHost::Stderr(_) => "stderr",
+        ToHost::Exit(_) => "exit",
+        ToHost::File { .. } => "file",
+        ToHost::Data(_) => "data",
+        ToHost::FileEnd { .. } => "file end",
+        ToHost::Skipped { .. } => "skipped",
+        ToHost::Done { .. } => "done",
+        ToHost::Fault(_) => "fault",
+    }
+}

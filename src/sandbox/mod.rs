@@ -1,0 +1,232 @@
+//! One sandbox, from its bundle until nothing of it is left.
+//!
+//! ```text
+//! start ──> ready ──> job handed over ──> running ──> exit ──> files collected ──> done
+//!   │         │              │               │          │             │             │
+//!   └─────────┴──────────────┴───────┬───────┴──────────┴─────────────┴─────────────┘
+//!                                    v
+//!              killed (cgroup empty) ──> counted ──> removed
+//! ```
+//!
+//! Every way leads through the same teardown: freeze the cgroup, kill all that is in it, prove it
+//! empty, read its counters, remove it and the sandbox's directory. runsc has no part in that. All
+//! that comes from the guest is untrusted and goes through the bounded frame decoder.
+
+mod attend;
+mod guest;
+mod probe;
+mod spool;
+mod start;
+
+pub use attend::Event;
+pub use probe::{ProbeError, probe};
+
+use crate::bundle::{self, BundleError, seccomp};
+use crate::job::{JobSpec, Outcome, ResourceUsage, Timing, milliseconds};
+use crate::runsc::Runsc;
+use crate::sys::cgroup::{CgroupError, Hierarchies};
+use crate::sys::process;
+use attend::Attended;
+use jiff::Timestamp;
+use start::{Counters, Sandbox};
+use std::collections::VecDeque;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Our own failures. How a job ends is never one of them.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum SandboxError {
+    #[error("cannot use the seccomp profile")]
+    Seccomp(#[source] seccomp::SeccompError),
+    #[error("cannot make the sandbox's cgroup")]
+    Cgroup(#[source] CgroupError),
+    #[error("cannot make the sandbox's bundle")]
+    Bundle(#[source] BundleError),
+    #[error("cannot make `{}`", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot start `runsc`")]
+    Start { source: io::Error },
+    #[error("cannot become the parent of orphans")]
+    Subreaper { source: io::Error },
+    #[error("cannot clear the sandbox `{id}` away")]
+    Teardown { id: String, source: TeardownError },
+}
+
+/// What of a sandbox could not be cleared away.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum TeardownError {
+    #[error("its processes may be alive")]
+    Kill(#[source] CgroupError),
+    #[error("its counters cannot be read")]
+    Counters(#[source] CgroupError),
+    #[error("its cgroup is left")]
+    Cgroup(#[source] CgroupError),
+    #[error("`{}` is left", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("the task that clears it away did not end")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+/// What every sandbox of this host shares.
+#[derive(Debug, Clone)]
+pub struct Sandboxes {
+    directory: PathBuf,
+    hierarchies: Hierarchies,
+    seccomp: oci_spec::runtime::LinuxSeccomp,
+    runsc: Runsc,
+}
+
+/// One job to run.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The EROFS file of a verified executor image.
+    pub image: &'a Path,
+    /// What to run.
+    pub job: &'a JobSpec,
+    /// An empty directory, ours alone, that takes the bytes of collected files.
+    pub spool: &'a Path,
+    /// Takes output as it comes. A slow receiver slows the program down, not its deadlines.
+    pub events: Option<mpsc::Sender<Event>>,
+    /// Ends the job at once.
+    pub cancel: CancellationToken,
+}
+
+impl Sandboxes {
+    /// Checks and prepares what all sandboxes share: the seccomp profile, the cgroup hierarchies, the
+    /// directory of sandboxes below `state_dir`. Makes this process the parent of its orphans.
+    ///
+    /// # Errors
+    /// When any control could not be applied to a sandbox later on.
+    pub fn prepare(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
+        let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
+        let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
+        process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
+        let directory = state_dir.join("sandboxes");
+        make_private(&directory)?;
+        Ok(Self {
+            directory,
+            hierarchies,
+            seccomp,
+            runsc,
+        })
+    }
+
+    /// Runs a job in a sandbox of its own, of which nothing is left afterwards.
+    ///
+    /// # Errors
+    /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
+    pub async fn run(&self, order: Order<'_>) -> Result<Outcome, SandboxError> {
+        let (begun, started_at) = (Instant::now(), Timestamp::now());
+        let mut sandbox = Sandbox::start(self, order.image, &order.job.limits)?;
+        // The sandbox exists: no `?` from here until it is gone.
+        let attended = attend::attend(&mut sandbox, &order).await;
+        let id = sandbox.id().to_owned();
+        let counters = clear(sandbox).await?;
+        let (outcome, pending) = outcome(
+            Span {
+                id,
+                begun,
+                started_at,
+            },
+            attended,
+            &counters,
+        );
+        if let Some(events) = &order.events {
+            // The sandbox is gone; from here on a slow receiver holds up nobody but itself.
+            for event in pending {
+                if events.send(event).await.is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+async fn clear(sandbox: Sandbox) -> Result<Counters, SandboxError> {
+    let id = sandbox.id().to_owned();
+    sandbox
+        .teardown()
+        .await
+        .map_err(|source| SandboxError::Teardown { id, source })
+}
+
+/// Makes a directory for root alone, unless it is there.
+fn make_private(path: &Path) -> Result<(), SandboxError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .map_err(|source| SandboxError::Directory {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+struct Span {
+    id: String,
+    begun: Instant,
+    started_at: Timestamp,
+}
+
+fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, VecDeque<Event>) {
+    let total_ms = milliseconds(span.begun.elapsed());
+    let mut evidence = attended.evidence;
+    evidence.oom_kills = counters.oom_kills;
+    let termination = evidence.verdict();
+    let timing = Timing {
+        start: "cold",
+        sandbox_ms: attended.ready_after.map_or(total_ms, milliseconds),
+        startup_ms: attended.startup_ms,
+        dep_install_ms: None,
+        execution_ms: attended.execution_ms,
+        total_ms,
+        phase_at_exit: termination.phase_at_exit(),
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a figure for people, in MiB")]
+    let max_rss_mb = counters.memory_peak as f64 / f64::from(1 << 20);
+    let usage = ResourceUsage {
+        max_rss_mb: (max_rss_mb * 10.0).round() / 10.0,
+        cpu_time_ms: milliseconds(counters.cpu_time),
+        wall_time_ms: total_ms,
+        oom_kills: counters.oom_kills,
+    };
+    let outcome = Outcome {
+        id: span.id,
+        termination,
+        exception: attended.exception,
+        stdout: attended.stdout,
+        stderr: attended.stderr,
+        artifacts_truncated: attended.files.truncated,
+        artifacts_skipped: attended.files.skipped,
+        artifacts: attended.files.collected,
+        started_at: span.started_at,
+        ended_at: Timestamp::now(),
+        timing,
+        usage,
+    };
+    (outcome, attended.pending)
+}
+
+/// The specification of a sandbox around `image`.
+fn specification(
+    shared: &Sandboxes,
+    image: &Path,
+    limits: &crate::job::Limits,
+    cgroups_path: String,
+) -> Result<oci_spec::runtime::Spec, BundleError> {
+    bundle::spec(&bundle::Profile {
+        image: image.to_owned(),
+        init: tako_guest::INIT_PATH,
+        cgroups_path,
+        limits: limits.clone(),
+        seccomp: shared.seccomp.clone(),
+    })
+}

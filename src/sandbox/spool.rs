@@ -1,0 +1,233 @@
+//! Collected files, written as they come.
+//!
+//! The guest names them, we do not: on this host a file is a number in a directory of ours, and the
+//! guest's name is data beside it.
+
+use crate::job::{Artifact, Limits, Skipped};
+use sha2::{Digest, Sha256};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use tako_guest::{MAX_FILE_NAME, SkipReason};
+
+/// Files at most; the guest's own bound, held here too since the guest is not to be believed.
+const MAX_FILES: usize = 1000;
+
+/// Skipped names kept at most.
+const MAX_SKIPPED: usize = 16;
+
+/// What has been collected.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    pub(super) collected: Vec<Artifact>,
+    pub(super) skipped: Vec<Skipped>,
+    pub(super) truncated: bool,
+}
+
+/// Why the guest's files cannot be taken any further.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SpoolError {
+    #[error("the guest sent a file frame out of order")]
+    OutOfOrder,
+    #[error("the guest exceeded its limits on collected files")]
+    Limit,
+    #[error("the guest named a file `{}`", name.escape_debug())]
+    Name { name: String },
+    #[error("cannot write a collected file")]
+    Write { source: io::Error },
+}
+
+/// Takes the frames of collected files.
+pub(super) struct Spool {
+    directory: PathBuf,
+    file_bytes: u64,
+    bytes_left: u64,
+    current: Option<Current>,
+    files: Files,
+}
+
+struct Current {
+    name: String,
+    path: PathBuf,
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Spool {
+    pub(super) fn new(directory: &Path, limits: &Limits) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            file_bytes: limits.artifact_bytes,
+            bytes_left: limits.artifacts_total_bytes,
+            current: None,
+            files: Files::default(),
+        }
+    }
+
+    pub(super) fn begin(&mut self, name: &str) -> Result<(), SpoolError> {
+        if self.current.is_some() {
+            return Err(SpoolError::OutOfOrder);
+        }
+        if self.files.collected.len() >= MAX_FILES {
+            return Err(SpoolError::Limit);
+        }
+        if !is_relative_path(name) {
+            return Err(SpoolError::Name {
+                name: name.chars().take(80).collect(),
+            });
+        }
+        let path = self.directory.join(self.files.collected.len().to_string());
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| SpoolError::Write { source })?;
+        let name = name.to_owned();
+        self.current = Some(Current {
+            name,
+            path,
+            file,
+            hash: Sha256::new(),
+            bytes: 0,
+        });
+        Ok(())
+    }
+
+    pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
+        let current = self.current.as_mut().ok_or(SpoolError::OutOfOrder)?;
+        let count = bytes.len() as u64;
+        current.bytes += count;
+        self.bytes_left = self
+            .bytes_left
+            .checked_sub(count)
+            .ok_or(SpoolError::Limit)?;
+        if current.bytes > self.file_bytes {
+            return Err(SpoolError::Limit);
+        }
+        current.hash.update(bytes);
+        current
+            .file
+            .write_all(bytes)
+            .map_err(|source| SpoolError::Write { source })
+    }
+
+    pub(super) fn end(&mut self, complete: bool) -> Result<(), SpoolError> {
+        let current = self.current.take().ok_or(SpoolError::OutOfOrder)?;
+        if !complete {
+            self.skip(&current.name, SkipReason::Unreadable);
+            return Ok(());
+        }
+        self.files.collected.push(Artifact {
+            name: current.name,
+            size_bytes: current.bytes,
+            sha256: hex::encode(current.hash.finalize()),
+            content_type: None,
+            path: current.path,
+        });
+        Ok(())
+    }
+
+    pub(super) fn skip(&mut self, name: &str, reason: SkipReason) {
+        self.files.truncated = true;
+        if self.files.skipped.len() < MAX_SKIPPED {
+            let name = name.chars().take(MAX_FILE_NAME).collect();
+            self.files.skipped.push(Skipped {
+                name,
+                reason: describe(reason),
+            });
+        }
+    }
+
+    /// Some file is missing, and nothing says which.
+    pub(super) fn miss(&mut self) {
+        self.files.truncated = true;
+    }
+
+    /// What was collected. A file that was being written is not among it.
+    pub(super) fn finish(mut self) -> Files {
+        self.files.truncated |= self.current.is_some();
+        self.files
+    }
+}
+
+/// Components of visible characters, none of them hidden, `.` or `..`, not starting at the root.
+fn is_relative_path(name: &str) -> bool {
+    name.len() <= MAX_FILE_NAME
+        && !name.chars().any(char::is_control)
+        && name
+            .split('/')
+            .all(|component| !component.is_empty() && !component.starts_with('.'))
+}
+
+fn describe(reason: SkipReason) -> &'static str {
+    match reason {
+        SkipReason::TooLarge => "larger than one file may be",
+        SkipReason::LimitReached => "the limits on collected files were used up",
+        SkipReason::NotRegular => "not a regular file",
+        SkipReason::BadName => "its name is not UTF-8, has control characters or is too long",
+        SkipReason::Unreadable => "it could not be read to its end",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spool(directory: &Path) -> Spool {
+        let limits = Limits {
+            artifact_bytes: 4,
+            artifacts_total_bytes: 6,
+            ..Limits::default()
+        };
+        Spool::new(directory, &limits)
+    }
+
+    #[test]
+    fn names_never_become_paths_of_the_host() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in [
+            "../x", "/etc/x", "a//b", "a/../b", ".", "", "a/", ".hidden", "a\nb", "a\0b",
+        ] {
+            let refused = spool(directory.path()).begin(name);
+            assert!(matches!(refused, Err(SpoolError::Name { .. })), "{name:?}");
+        }
+        let mut fine = spool(directory.path());
+        fine.begin("plots/a b.png").unwrap();
+        fine.data(b"1234").unwrap();
+        fine.end(true).unwrap();
+        let files = fine.finish();
+        assert_eq!(files.collected[0].path, directory.path().join("0"));
+        assert_eq!(files.collected[0].size_bytes, 4);
+        assert!(!files.truncated);
+    }
+
+    #[test]
+    fn a_guest_that_exceeds_its_limits_is_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut one = spool(directory.path());
+        one.begin("a").unwrap();
+        assert!(matches!(one.data(b"12345"), Err(SpoolError::Limit)));
+        let mut total = spool(&directory.path().join("."));
+        std::fs::remove_file(directory.path().join("0")).unwrap();
+        total.begin("a").unwrap();
+        total.data(b"1234").unwrap();
+        total.end(true).unwrap();
+        total.begin("b").unwrap();
+        assert!(matches!(total.data(b"123"), Err(SpoolError::Limit)));
+    }
+
+    #[test]
+    fn a_file_that_breaks_off_is_reported_and_not_collected() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = spool(directory.path());
+        spool.begin("a").unwrap();
+        spool.end(false).unwrap();
+        assert!(matches!(spool.data(b"1"), Err(SpoolError::OutOfOrder)));
+        let files = spool.finish();
+        assert!(files.collected.is_empty());
+        assert!(files.truncated);
+    }
+}

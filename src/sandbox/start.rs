@@ -1,0 +1,186 @@
+//! Making a sandbox, and unmaking it.
+
+use super::guest::Guest;
+use super::{SandboxError, Sandboxes, TeardownError, make_private, specification};
+use crate::bundle;
+use crate::job::Limits;
+use crate::runsc::{self, Places};
+use crate::sys::cgroup::{Leaf, LeafLimits};
+use crate::sys::process;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, ChildStdin};
+use tokio::task::JoinHandle;
+
+/// How long a sandbox may take to die. The promise is 250 ms at the 99th percentile; the rest is for
+/// a host that is itself out of breath.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much of runsc's own standard error is kept for a message.
+const MAX_STDERR: u64 = 4096;
+
+/// A started sandbox.
+pub(super) struct Sandbox {
+    id: String,
+    started: Instant,
+    directory: Directory,
+    leaf: Leaf,
+    pub(super) runsc: Child,
+    runsc_pid: Option<i32>,
+    stderr: JoinHandle<String>,
+    pub(super) guest: Guest,
+    pub(super) stdin: Option<ChildStdin>,
+}
+
+/// The directory of one sandbox; removed when dropped, if teardown did not do so.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // A backstop: teardown has removed it and reported, unless it never ran.
+        let removed = fs::remove_dir_all(&self.0);
+        drop(removed);
+    }
+}
+
+/// What the cgroup counted.
+pub(super) struct Counters {
+    pub(super) oom_kills: u64,
+    pub(super) memory_peak: u64,
+    pub(super) cpu_time: Duration,
+}
+
+impl Sandbox {
+    /// Makes directory, bundle and cgroup, and starts runsc inside the cgroup.
+    pub(super) fn start(
+        shared: &Sandboxes,
+        image: &Path,
+        limits: &Limits,
+    ) -> Result<Self, SandboxError> {
+        Self::start_with(shared, image, limits, |places, bundle, id| {
+            shared.runsc.run(places, bundle, id)
+        })
+    }
+
+    /// Like [`Sandbox::start`], with another command of runsc.
+    pub(super) fn start_with(
+        shared: &Sandboxes,
+        image: &Path,
+        limits: &Limits,
+        command: impl FnOnce(&Places, &Path, &str) -> Command,
+    ) -> Result<Self, SandboxError> {
+        let started = Instant::now();
+        // 128 random bits: a name is never given twice, so an old sandbox is never taken for a new one.
+        let id = format!("tako-{}", hex::encode(rand::random::<[u8; 16]>()));
+        let directory = Directory(shared.directory.join(&id));
+        make_private(&directory.0)?;
+        let leaf_limits = LeafLimits {
+            memory_bytes: limits.memory_bytes,
+            pids: limits.host_processes(),
+        };
+        let leaf = shared
+            .hierarchies
+            .create(&id, leaf_limits)
+            .map_err(SandboxError::Cgroup)?;
+        let spec = specification(shared, image, limits, leaf.cgroups_path())
+            .map_err(SandboxError::Bundle)?;
+        bundle::write(&directory.0, &spec).map_err(SandboxError::Bundle)?;
+        let command = command(&Places::below(&directory.0), &directory.0, &id);
+        let start_error = |source| SandboxError::Start { source };
+        let mut runsc = process::spawn_in(command, &leaf).map_err(start_error)?;
+        let piped = || io::Error::other("its standard streams are not piped");
+        let stdout = runsc.stdout.take().ok_or_else(piped).map_err(start_error)?;
+        let stderr = runsc.stderr.take().ok_or_else(piped).map_err(start_error)?;
+        Ok(Self {
+            id,
+            started,
+            directory,
+            leaf,
+            runsc_pid: runsc.id().and_then(|pid| pid.try_into().ok()),
+            stdin: runsc.stdin.take(),
+            runsc,
+            stderr: tokio::spawn(read_some(stderr)),
+            guest: Guest::new(stdout),
+        })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn places(&self) -> Places {
+        Places::below(&self.directory.0)
+    }
+
+    /// Since its start was begun.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Applies the CPU quota, which does not hold during start-up.
+    pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.leaf.limit_cpu(millicpus)
+    }
+
+    /// Kills everything in the cgroup.
+    pub(super) fn kill(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.leaf.kill(KILL_PATIENCE, self.runsc_pid)
+    }
+
+    /// What runsc said of its own failure, for people.
+    pub(super) async fn complaint(&mut self) -> String {
+        let logged = runsc::logged_errors(&self.places());
+        if !logged.is_empty() {
+            return logged;
+        }
+        // Ends with runsc, which the caller has killed or seen end.
+        let said = tokio::time::timeout(Duration::from_secs(1), &mut self.stderr).await;
+        said.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Kills the sandbox, reads its counters, and removes all that it was made of.
+    pub(super) async fn teardown(mut self) -> Result<Counters, TeardownError> {
+        // Off the async threads: this waits for the kernel. Everything is tried; the first error wins.
+        let task = tokio::task::spawn_blocking(move || {
+            let killed = self.kill().map_err(TeardownError::Kill);
+            let counters = read_counters(&self.leaf).map_err(TeardownError::Counters);
+            let removed = self.leaf.remove().map_err(TeardownError::Cgroup);
+            let path = &self.directory.0;
+            let cleared = fs::remove_dir_all(path).map_err(|source| TeardownError::Directory {
+                path: path.clone(),
+                source,
+            });
+            self.stderr.abort();
+            (self.runsc, killed.and(removed).and(cleared).and(counters))
+        });
+        let (mut runsc, cleared) = task.await.map_err(TeardownError::Task)?;
+        if cleared.is_ok() {
+            // It is dead, the cgroup was empty; this only takes its status off the kernel.
+            let buried = runsc.wait().await;
+            drop(buried);
+        }
+        cleared
+    }
+}
+
+fn read_counters(leaf: &Leaf) -> Result<Counters, crate::sys::cgroup::CgroupError> {
+    Ok(Counters {
+        oom_kills: leaf.oom_kills()?,
+        memory_peak: leaf.memory_peak()?,
+        cpu_time: leaf.cpu_time()?,
+    })
+}
+
+/// The beginning of what runsc wrote to stderr; the rest is read and dropped, so that it never blocks.
+async fn read_some(mut stderr: ChildStderr) -> String {
+    let mut bytes = Vec::new();
+    // An unreadable stream has nothing to tell.
+    let read = (&mut stderr).take(MAX_STDERR).read_to_end(&mut bytes).await;
+    let rest = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
+    drop((read, rest));
+    String::from_utf8_lossy(&bytes).trim().replace('\n', "; ")
+}
