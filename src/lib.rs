@@ -2,6 +2,8 @@
 //!
 //! Lower modules know nothing of higher ones; `tests/layering.rs` holds the table.
 //!
+//! - [`cli`]: one file per subcommand
+//! - [`config`]: what root configures, checked
 //! - [`job`]: the vocabulary: what is asked for, its limits, how it ended
 //! - [`sys`]: the kernel: cgroups, processes, privileges
 //! - [`image`]: executor images: build, import, verify, list, remove
@@ -10,6 +12,8 @@
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 
 pub mod bundle;
+pub mod cli;
+pub mod config;
 pub mod image;
 pub mod job;
 pub mod runsc;

@@ -1,2 +1,10 @@
 //! The `tako-vm` command.
-fn main() {}
+
+use clap::Parser;
+use std::process::ExitCode;
+use tako_vm::cli;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> ExitCode {
+    cli::main(cli::Command::parse()).await.into()
+}

@@ -47,6 +47,3 @@ def install():
 
 
 install()
-import sys
-
-del sys.modules[__name__], sys, install

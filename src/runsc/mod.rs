@@ -4,6 +4,7 @@
 //! decided elsewhere, without asking it.
 
 mod flags;
+pub mod provision;
 
 use crate::sys::process;
 use std::fs;

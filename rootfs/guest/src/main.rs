@@ -68,7 +68,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// gVisor puts these into every `/dev`, open to everybody; no program of ours has a use for them.
+const DEVICES: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
+
+fn remove_devices() -> Result<(), InitError> {
+    DEVICES
+        .iter()
+        .try_for_each(|device| match std::fs::remove_file(device) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(InitError::system("remove a device")(error))
+            }
+            _ => Ok(()),
+        })
+}
+
 fn serve(host: &mut Host) -> Result<(), InitError> {
+    remove_devices()?;
     let reports = report::Reports::open()?;
     host.send(&ToHost::Ready { protocol: PROTOCOL })?;
     let job = job::receive(host)?;

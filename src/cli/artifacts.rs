@@ -1,0 +1,102 @@
+//! Writing collected files into a directory of the user's.
+
+use super::Failure;
+use crate::job::Artifact;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, mkdirat};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// The directory, held open.
+pub(super) struct Target {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Target {
+    /// Opens the directory, making it first where it is missing.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let opened = fs::create_dir_all(path).and_then(|()| File::open(path));
+        match opened {
+            Ok(directory) if directory.metadata().is_ok_and(|data| data.is_dir()) => Ok(Self {
+                path: path.to_owned(),
+                directory: directory.into(),
+            }),
+            Ok(_) => Err(Failure::wrong(format!(
+                "`{}` is not a directory",
+                path.display()
+            ))),
+            Err(error) => Err(Failure::wrong(format!(
+                "cannot make `{}`: {error}",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Copies the files into it, each under its own name; files of the same names are replaced.
+    pub(super) fn take(&self, artifacts: &[Artifact]) -> Result<(), Failure> {
+        artifacts.iter().try_for_each(|artifact| {
+            self.copy(artifact).map_err(|error| {
+                let path = self.path.join(&artifact.name);
+                Failure::io(&format!("cannot write `{}`", path.display()), &error)
+            })
+        })
+    }
+
+    /// The name was checked when the file came; all the same nothing here follows a link, since we
+    /// may be root and others may write into this directory.
+    fn copy(&self, artifact: &Artifact) -> io::Result<()> {
+        let mut components: Vec<&str> = artifact.name.split('/').collect();
+        let name = components.pop().unwrap_or_default();
+        let mut directory = self.directory.try_clone()?;
+        for component in components {
+            directory = enter(&directory, component)?;
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW;
+        let mode = Mode::from_bits_truncate(0o644);
+        let mut to = File::from(openat(&directory, name, flags | OFlag::O_CLOEXEC, mode)?);
+        io::copy(&mut File::open(&artifact.path)?, &mut to)?;
+        Ok(())
+    }
+}
+
+fn enter(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_below_the_directory_and_no_link_is_followed() {
+        let base = tempfile::tempdir().unwrap();
+        let source = base.path().join("0");
+        fs::write(&source, "new").unwrap();
+        let artifact = |name: &str| Artifact {
+            name: name.to_owned(),
+            size_bytes: 3,
+            sha256: String::new(),
+            content_type: None,
+            path: source.clone(),
+        };
+        let out = base.path().join("out");
+        let target = Target::open(&out).unwrap();
+        target.take(&[artifact("a/b.txt"), artifact("c")]).unwrap();
+        assert_eq!(fs::read_to_string(out.join("a/b.txt")).unwrap(), "new");
+
+        let victim = base.path().join("victim");
+        fs::write(&victim, "old").unwrap();
+        std::os::unix::fs::symlink(&victim, out.join("link")).unwrap();
+        assert!(target.take(&[artifact("link")]).is_err());
+        assert!(target.take(&[artifact("link/x")]).is_err());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+    }
+}

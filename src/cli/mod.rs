@@ -1,0 +1,139 @@
+//! The command line: one file per subcommand.
+
+mod artifacts;
+mod output;
+mod run;
+
+use crate::config::{self, Config};
+use crate::sys::privilege;
+use clap::{Parser, Subcommand};
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// The exit status for our own failures.
+const FAILED: u8 = 125;
+
+/// The exit status for wrong usage.
+const USAGE: u8 = 2;
+
+/// The system user that unprivileged parts run as.
+const USER: &str = "tako-vm";
+
+/// Run untrusted Python in single-use gVisor sandboxes
+#[derive(Debug, Parser)]
+#[command(name = "tako-vm", version, max_term_width = 100)]
+pub struct Command {
+    /// Where images, runsc and sandboxes lie
+    #[arg(long, global = true, value_name = "DIR", env = config::STATE_DIR_VARIABLE,
+          default_value = config::DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    /// The configuration of root's; `/etc/tako_vm/config.yaml` if there is one
+    #[arg(short = 'C', long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    subcommand: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    Run(run::Arguments),
+}
+
+/// Why a command failed: one line, and the exit status.
+#[derive(Debug)]
+pub struct Failure {
+    line: String,
+    hint: Option<String>,
+    status: u8,
+}
+
+impl Failure {
+    /// Our own failure: the error and its causes.
+    fn ours(error: &dyn Error) -> Self {
+        Self {
+            line: chain(error),
+            hint: None,
+            status: FAILED,
+        }
+    }
+
+    /// What the user gave is wrong: the error and its causes.
+    fn usage(error: &dyn Error) -> Self {
+        Self {
+            status: USAGE,
+            ..Self::ours(error)
+        }
+    }
+
+    /// What the user gave is wrong.
+    fn wrong(line: String) -> Self {
+        Self {
+            line,
+            hint: None,
+            status: USAGE,
+        }
+    }
+
+    fn io(doing: &str, error: &io::Error) -> Self {
+        Self {
+            line: format!("{doing}: {error}"),
+            hint: None,
+            status: FAILED,
+        }
+    }
+}
+
+/// The error and its causes, outermost first.
+fn chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        line = format!("{line}: {inner}");
+        cause = inner.source();
+    }
+    line
+}
+
+fn require_root(what: &str) -> Result<(), Failure> {
+    privilege::require_root().map_err(|error| Failure {
+        line: format!("{what} is not possible: {}", chain(&error)),
+        hint: Some("run it with `sudo`".to_owned()),
+        status: FAILED,
+    })
+}
+
+/// Runs a command; returns the exit status.
+pub async fn main(command: Command) -> u8 {
+    match dispatch(command).await {
+        Ok(status) => status,
+        Err(failure) => {
+            complain(&failure.line);
+            if let Some(text) = &failure.hint {
+                hint(text);
+            }
+            failure.status
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> Result<u8, Failure> {
+    let config = Config::load(command.config.as_deref()).map_err(|e| Failure::ours(&e))?;
+    match command.subcommand {
+        Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
+    }
+}
+
+fn complain(line: &str) {
+    say("error", line);
+}
+
+fn hint(line: &str) {
+    say("hint", line);
+}
+
+fn say(kind: &str, line: &str) {
+    // Without a standard error there is nobody to tell, and the exit status says it all the same.
+    let said = writeln!(io::stderr(), "{kind}: {line}");
+    drop(said);
+}

@@ -1,0 +1,327 @@
+//! `tako-vm run`: one program in one sandbox.
+
+use super::{Failure, artifacts, output};
+use crate::config::Config;
+use crate::image::Images;
+use crate::job::{
+    Artifact, InputFile, JobRequest, JobSpec, Outcome, Record, Termination, parse_bytes,
+};
+use crate::runsc::{Runsc, provision};
+use crate::sandbox::{Order, Sandboxes};
+use crate::sys::privilege;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Run a Python program in a gVisor sandbox of its own
+///
+/// The program finds its input in /input/data.json, writes its result to /output/result.json and
+/// whatever else it wants to keep to /output. It has no network.
+///
+/// Exit status: the program's own; 124 timed out; 137 out of memory or killed; 130 interrupted;
+/// 125 Tako VM itself failed; 2 wrong usage.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Arguments {
+    /// The program: a file, or `-` for standard input
+    #[arg(required_unless_present = "code", conflicts_with = "code")]
+    file: Option<PathBuf>,
+    /// The program itself
+    #[arg(short, long, value_name = "CODE")]
+    code: Option<String>,
+    /// JSON for /input/data.json, or `@FILE` to read it from
+    #[arg(long, value_name = "JSON|@FILE")]
+    input: Option<String>,
+    /// A file to put into /input, under its own name or another
+    #[arg(long = "file", value_name = "PATH[:NAME]")]
+    files: Vec<String>,
+    /// Seconds that the program may run [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Seconds that the interpreter may take to start [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    startup_timeout: Option<Duration>,
+    /// Memory, the sandbox itself included, such as `512m` or `2g`; at least `64m` [default: 512m]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// CPUs, such as `0.5` [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = millicpus)]
+    cpus: Option<u32>,
+    /// A variable of the program's environment
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    environment: Vec<(String, String)>,
+    /// A directory for the files of /output
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The executor image
+    #[arg(long, value_name = "NAME", default_value = "python")]
+    image: String,
+    /// Print the full record as one JSON object and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes that are read of a program at most; the check of the job knows the exact limit.
+const MAX_READ: u64 = 65 << 20;
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number).ok());
+    seconds.ok_or_else(|| format!("`{text}` is not a number of seconds"))
+}
+
+fn millicpus(text: &str) -> Result<u32, String> {
+    let cpus = text
+        .parse::<f64>()
+        .ok()
+        .filter(|number| (0.0..=1e6).contains(number));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "bounded above"
+    )]
+    let millicpus = cpus.map(|cpus| (cpus * 1000.0).round() as u32);
+    millicpus.ok_or_else(|| format!("`{text}` is not a number of CPUs"))
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Runs the program; returns the exit status of `tako-vm`.
+pub(super) async fn run(
+    arguments: Arguments,
+    state_dir: &Path,
+    config: &Config,
+) -> Result<u8, Failure> {
+    let job = JobSpec::check(request(&arguments)?, &config.maxima)
+        .map_err(|error| Failure::usage(&error))?;
+    super::require_root("running a sandbox")?;
+    let image = Images::at(state_dir)
+        .find(&arguments.image)
+        .map_err(|e| Failure::ours(&e))?;
+    let runsc = match &config.runsc {
+        Some(own) => Runsc::new(own),
+        None => Runsc::new(
+            provision::installed(state_dir)
+                .map_err(|e| Failure::ours(&e))?
+                .binary,
+        ),
+    };
+    let sandboxes = Sandboxes::prepare(state_dir, runsc).map_err(|e| Failure::ours(&e))?;
+    let out = arguments
+        .out
+        .as_deref()
+        .map(artifacts::Target::open)
+        .transpose()?;
+    let spool = spool(state_dir)?;
+    let cancel =
+        cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
+    let (events, printer) = if arguments.json {
+        (None, None)
+    } else {
+        let (sender, receiver) = mpsc::channel(16);
+        (Some(sender), Some(output::print(receiver, cancel.clone())))
+    };
+    let order = Order {
+        image: &image.path,
+        job: &job,
+        spool: spool.path(),
+        events,
+        cancel,
+    };
+    let outcome = sandboxes.run(order).await.map_err(|e| Failure::ours(&e))?;
+    if let Some(printer) = printer {
+        printer.await.map_err(|error| Failure::ours(&error))?;
+    }
+    if let Some(out) = &out {
+        out.take(&outcome.artifacts)?;
+    }
+    let status = outcome.termination.exit_code().unwrap_or(super::FAILED);
+    if arguments.json {
+        let result = read_result(&outcome.artifacts)?;
+        drop(spool);
+        print_record(&job, &image.manifest.name, outcome, result.as_deref())?;
+    } else {
+        explain(&outcome);
+    }
+    Ok(status)
+}
+
+/// What the command line asks for, read from where it says.
+fn request(arguments: &Arguments) -> Result<JobRequest, Failure> {
+    let code = match (&arguments.code, &arguments.file) {
+        (Some(code), _) => code.clone(),
+        (None, Some(file)) if file == Path::new("-") => {
+            text("standard input", read(io::stdin(), "standard input")?)?
+        }
+        (None, Some(file)) => read_text(file)?,
+        (None, None) => String::new(),
+    };
+    let input = match &arguments.input {
+        Some(input) => Some(match input.strip_prefix('@') {
+            Some(file) => read_text(Path::new(file))?,
+            None => input.clone(),
+        }),
+        None => None,
+    };
+    let files = arguments
+        .files
+        .iter()
+        .map(|file| input_file(file))
+        .collect::<Result<_, _>>()?;
+    Ok(JobRequest {
+        code,
+        input,
+        files,
+        environment: arguments.environment.clone(),
+        memory_bytes: arguments.memory,
+        millicpus: arguments.cpus,
+        timeout: arguments.timeout,
+        startup_timeout: arguments.startup_timeout,
+    })
+}
+
+/// `PATH[:NAME]`; a path with a colon needs a name behind it.
+fn input_file(argument: &str) -> Result<InputFile, Failure> {
+    let (path, name) = argument.rsplit_once(':').unwrap_or((argument, ""));
+    let path = Path::new(path);
+    let name = if name.is_empty() {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    } else {
+        name.to_owned()
+    };
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    Ok(InputFile {
+        name,
+        bytes: read(file, &path.display().to_string())?,
+    })
+}
+
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let name = path.display().to_string();
+    text(&name, read(file, &name)?)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::wrong(format!("cannot read `{}`: {error}", path.display()))
+}
+
+fn read(source: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    source
+        .take(MAX_READ)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::wrong(format!("cannot read `{name}`: {error}")))?;
+    Ok(bytes)
+}
+
+fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::wrong(format!(
+            "`{name}` is not UTF-8 at byte {at}: save it as UTF-8"
+        ))
+    })
+}
+
+/// A directory of root's alone for collected files, removed when dropped.
+fn spool(state_dir: &Path) -> Result<tempfile::TempDir, Failure> {
+    tempfile::Builder::new()
+        .prefix("run-")
+        .tempdir_in(state_dir)
+        .map_err(|error| Failure::io("cannot make a directory for collected files", &error))
+}
+
+/// A token that SIGINT, SIGTERM and SIGHUP cancel.
+fn cancel_on_signals() -> io::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let mut signals = signal(kind)?;
+        let token = token.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                token.cancel();
+            }
+        });
+    }
+    Ok(token)
+}
+
+/// The bytes of `/output/result.json`, not looked into.
+fn read_result(artifacts: &[Artifact]) -> Result<Option<Vec<u8>>, Failure> {
+    let result = artifacts
+        .iter()
+        .find(|artifact| artifact.name == "result.json");
+    let read = result.map(|artifact| fs::read(&artifact.path)).transpose();
+    read.map_err(|error| Failure::io("cannot read the collected result", &error))
+}
+
+fn print_record(
+    job: &JobSpec,
+    image: &str,
+    outcome: Outcome,
+    result: Option<&[u8]>,
+) -> Result<(), Failure> {
+    // The result is a program's: it is parsed as a user who can do nothing.
+    privilege::drop_root(super::USER).map_err(|error| Failure::ours(&error))?;
+    let record = Record::new(job, image, outcome, result);
+    let mut line = serde_json::to_vec(&record).map_err(|error| Failure::ours(&error))?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(&line).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::io("cannot write the record", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says on stderr what the program's own output cannot: why we ended it, and what was left out.
+fn explain(outcome: &Outcome) {
+    let ended_by_us = !matches!(
+        outcome.termination,
+        Termination::Exited(_) | Termination::Signalled(_) | Termination::Cancelled
+    );
+    if ended_by_us && let Some(error) = outcome.termination.error(None) {
+        super::complain(&output::visible(&error.message));
+        if let Some(hint) = hint(&outcome.termination) {
+            super::hint(hint);
+        }
+    }
+    if outcome.artifacts_truncated {
+        super::complain("some files of /output were not collected");
+        for skipped in &outcome.artifacts_skipped {
+            super::hint(&format!(
+                "`{}`: {}",
+                output::visible(&skipped.name),
+                skipped.reason
+            ));
+        }
+    }
+}
+
+fn hint(termination: &Termination) -> Option<&'static str> {
+    match termination {
+        Termination::TimedOut(_) => {
+            Some("give it more time with `--timeout` or `--startup-timeout`")
+        }
+        Termination::OutOfMemory => Some("give it more with `--memory`"),
+        _ => None,
+    }
+}

@@ -1,0 +1,391 @@
+//! Configuration of what runs with privileges: one file of root's, checked in whole.
+//!
+//! The keys are those of Tako VM's `tako_vm.yaml`. An unknown key is an error, and so is one that
+//! would weaken the isolation. Keys of the API server are known here and left to it.
+
+use crate::job::{Limits, Maxima, parse_bytes};
+use serde::Deserialize;
+use serde_yaml_ng::{Mapping, Value};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration lies unless another file is named.
+pub const DEFAULT_FILE: &str = "/etc/tako_vm/config.yaml";
+
+/// Where images, runsc and sandboxes lie unless another directory is named.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/tako-vm";
+
+/// The variable that names another state directory.
+pub const STATE_DIR_VARIABLE: &str = "TAKO_VM_STATE_DIR";
+
+/// Why a configuration is not used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum ConfigError {
+    #[error("cannot read the configuration `{}`", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the configuration `{}` can be changed by others than root: `chown root` and `chmod go-w` it", path.display())]
+    NotRoots { path: PathBuf },
+    #[error("the configuration `{}` does not parse", path.display())]
+    Parse {
+        path: PathBuf,
+        source: serde_yaml_ng::Error,
+    },
+    #[error("`{key}` {problem}")]
+    Key { key: &'static str, problem: String },
+}
+
+fn problem(key: &'static str, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Key {
+        key,
+        problem: problem.into(),
+    }
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Defaults and maxima of jobs.
+    pub maxima: Maxima,
+    /// A runsc of the operator's own, in place of the one that `tako-vm setup` provided.
+    pub runsc: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `file`, or [`DEFAULT_FILE`] if it exists, or takes the defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is not root's alone, or has a key that is unknown, out of range,
+    /// or would weaken the isolation.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        if file.is_none() && !path.exists() {
+            return Ok(Self::default());
+        }
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let metadata = fs::metadata(path).map_err(read)?;
+        if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+            return Err(ConfigError::NotRoots {
+                path: path.to_owned(),
+            });
+        }
+        let text = fs::read_to_string(path).map_err(read)?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Parse {
+            path: path.to_owned(),
+            source,
+        };
+        let keys: Option<Mapping> = serde_yaml_ng::from_str(text).map_err(failed)?;
+        let mut keys = keys.unwrap_or_default();
+        for key in SERVER_KEYS {
+            keys.remove(key);
+        }
+        let file = File::deserialize(Value::Mapping(keys)).map_err(failed)?;
+        file.check_isolation()?;
+        Ok(Self {
+            maxima: file.maxima()?,
+            runsc: file.runsc_path,
+        })
+    }
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    runsc_path: Option<PathBuf>,
+    security_mode: Option<String>,
+    container_runtime: Option<String>,
+    enable_seccomp: Option<bool>,
+    enable_cap_restrictions: Option<bool>,
+    seccomp_profile_path: Option<PathBuf>,
+    default_timeout: Option<u64>,
+    max_timeout: Option<u64>,
+    default_startup_timeout: Option<u64>,
+    max_startup_timeout: Option<u64>,
+    max_stdout_bytes: Option<u64>,
+    max_stderr_bytes: Option<u64>,
+    max_artifact_bytes: Option<u64>,
+    max_total_artifacts_bytes: Option<u64>,
+    container_limits: ContainerLimits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ContainerLimits {
+    nofile_soft: Option<u64>,
+    nofile_hard: Option<u64>,
+    nproc_soft: Option<u64>,
+    nproc_hard: Option<u64>,
+    fsize: Option<u64>,
+    tmpfs_size: Option<String>,
+    pids_limit: Option<u64>,
+}
+
+/// Keys of the API server: one file may serve both, and running a sandbox has no use for these.
+const SERVER_KEYS: [&str; 31] = [
+    "production_mode",
+    "log_level",
+    "server_host",
+    "server_port",
+    "allow_unauthenticated_network_access",
+    "api_max_payload_bytes",
+    "api_auth_enabled",
+    "api_keys",
+    "api_auth_header",
+    "api_rate_limit_enabled",
+    "api_rate_limit_requests",
+    "api_rate_limit_window_seconds",
+    "max_retry_attempts",
+    "retry_base_delay",
+    "queue_wait_timeout",
+    "data_dir",
+    "database_url",
+    "max_workers",
+    "max_queue_size",
+    "allow_runtime_requirements",
+    "dependency_proxy_url",
+    "enable_runtime_dependency_cache",
+    "sessions_enabled",
+    "session_idle_timeout_seconds",
+    "session_max_ttl_seconds",
+    "session_max_concurrent",
+    "execution_record_ttl_days",
+    "dlq_ttl_days",
+    "docker_image",
+    "enable_userns",
+    "job_types",
+];
+
+impl File {
+    /// Refuses what would make a sandbox weaker. Nothing here is switched off in silence.
+    fn check_isolation(&self) -> Result<(), ConfigError> {
+        match self.security_mode.as_deref() {
+            None | Some("strict") => {}
+            Some("permissive") => {
+                let why = "is `permissive`, which this version cannot do: programs run in gVisor or \
+                           not at all; remove the key or set it to `strict`";
+                return Err(problem("security_mode", why));
+            }
+            Some(other) => {
+                return Err(problem(
+                    "security_mode",
+                    format!("is `{other}`: set it to `strict`"),
+                ));
+            }
+        }
+        match self.container_runtime.as_deref() {
+            None | Some("runsc") => {}
+            Some(other) => {
+                let why = format!("is `{other}`, and the only runtime of this version is `runsc`");
+                return Err(problem("container_runtime", why));
+            }
+        }
+        if self.enable_seccomp == Some(false) {
+            return Err(problem(
+                "enable_seccomp",
+                "is false: the seccomp profile cannot be turned off",
+            ));
+        }
+        if self.enable_cap_restrictions == Some(false) {
+            let why = "is false: a program never gets capabilities";
+            return Err(problem("enable_cap_restrictions", why));
+        }
+        if self.seccomp_profile_path.is_some() {
+            let why = "names a profile of your own, which this version does not take: the built-in one \
+                       is always in force";
+            return Err(problem("seccomp_profile_path", why));
+        }
+        Ok(())
+    }
+
+    fn maxima(&self) -> Result<Maxima, ConfigError> {
+        let mut maxima = Maxima::default();
+        let seconds = |key, value, default, range| {
+            in_range(key, value, default, range).map(Duration::from_secs)
+        };
+        let limits = &mut maxima.defaults;
+        limits.execution = seconds("default_timeout", self.default_timeout, 30, (1, 3600))?;
+        limits.startup = seconds(
+            "default_startup_timeout",
+            self.default_startup_timeout,
+            120,
+            (10, 600),
+        )?;
+        maxima.timeout = seconds("max_timeout", self.max_timeout, 300, (1, 86_400))?;
+        maxima.startup_timeout = seconds(
+            "max_startup_timeout",
+            self.max_startup_timeout,
+            600,
+            (30, 1800),
+        )?;
+        let captured = (1 << 10, 100 << 20);
+        limits.stdout_bytes = in_range(
+            "max_stdout_bytes",
+            self.max_stdout_bytes,
+            limits.stdout_bytes,
+            captured,
+        )?;
+        limits.stderr_bytes = in_range(
+            "max_stderr_bytes",
+            self.max_stderr_bytes,
+            limits.stderr_bytes,
+            captured,
+        )?;
+        limits.artifact_bytes = in_range(
+            "max_artifact_bytes",
+            self.max_artifact_bytes,
+            limits.artifact_bytes,
+            (1, 1 << 30),
+        )?;
+        limits.artifacts_total_bytes = in_range(
+            "max_total_artifacts_bytes",
+            self.max_total_artifacts_bytes,
+            limits.artifacts_total_bytes,
+            (1, 10 << 30),
+        )?;
+        self.container_limits.apply(limits)?;
+        if limits.execution > maxima.timeout {
+            return Err(problem("default_timeout", "exceeds `max_timeout`"));
+        }
+        if limits.startup > maxima.startup_timeout {
+            return Err(problem(
+                "default_startup_timeout",
+                "exceeds `max_startup_timeout`",
+            ));
+        }
+        Ok(maxima)
+    }
+}
+
+impl ContainerLimits {
+    /// A guest has one bound where the file has a soft and a hard one: the soft one, which is the
+    /// lower, and which a program could otherwise raise.
+    fn apply(&self, limits: &mut Limits) -> Result<(), ConfigError> {
+        let files = (64, 65_536);
+        let open_files = in_range("nofile_soft", self.nofile_soft, limits.open_files, files)?;
+        if open_files > in_range("nofile_hard", self.nofile_hard, open_files, files)? {
+            return Err(problem("nofile_soft", "exceeds `nofile_hard`"));
+        }
+        let processes = (10, 1000);
+        let soft = in_range("nproc_soft", self.nproc_soft, limits.processes, processes)?;
+        if soft > in_range("nproc_hard", self.nproc_hard, soft, processes)? {
+            return Err(problem("nproc_soft", "exceeds `nproc_hard`"));
+        }
+        let pids = in_range("pids_limit", self.pids_limit, 100, processes)?;
+        limits.open_files = open_files;
+        limits.processes = soft.min(pids);
+        limits.file_bytes = in_range("fsize", self.fsize, limits.file_bytes, (1 << 20, 1 << 30))?;
+        if let Some(size) = &self.tmpfs_size {
+            let bytes =
+                parse_bytes(size).map_err(|error| problem("tmpfs_size", error.to_string()))?;
+            limits.tmp_bytes = in_range("tmpfs_size", Some(bytes), 0, (10 << 20, 2 << 30))?;
+        }
+        Ok(())
+    }
+}
+
+/// The value, or the default, between the two bounds.
+fn in_range<T: TryFrom<u64> + Into<u64>>(
+    key: &'static str,
+    value: Option<u64>,
+    default: T,
+    (least, most): (u64, u64),
+) -> Result<T, ConfigError> {
+    let value = value.unwrap_or_else(|| default.into());
+    match T::try_from(value) {
+        Ok(checked) if (least..=most).contains(&value) => Ok(checked),
+        _ => Err(problem(
+            key,
+            format!("is {value}: give between {least} and {most}"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("config.yaml")).map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            [Some(error.to_string()), source]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(": ")
+        })
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse("").unwrap().maxima.defaults, Limits::default());
+        assert_eq!(
+            parse("# nothing\n").unwrap().maxima.defaults,
+            Limits::default()
+        );
+    }
+
+    #[test]
+    fn limits_are_taken_from_the_file() {
+        let text = "default_timeout: 5\nmax_stdout_bytes: 2048\nserver_port: 8000\n\
+                    container_limits: {nproc_soft: 20, nproc_hard: 30, tmpfs_size: 20m}";
+        let limits = parse(text).unwrap().maxima.defaults;
+        assert_eq!(limits.execution, Duration::from_secs(5));
+        assert_eq!(
+            (limits.stdout_bytes, limits.processes, limits.tmp_bytes),
+            (2048, 20, 20 << 20)
+        );
+    }
+
+    #[test]
+    fn nothing_switches_a_control_off() {
+        for key in [
+            "security_mode: permissive",
+            "security_mode: off",
+            "container_runtime: runc",
+            "enable_seccomp: false",
+            "enable_cap_restrictions: false",
+            "seccomp_profile_path: /tmp/allow-all.json",
+        ] {
+            assert!(parse(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        assert!(
+            parse("max_timeot: 3")
+                .unwrap_err()
+                .contains("unknown field `max_timeot`")
+        );
+        assert_eq!(
+            parse("max_timeout: 0").unwrap_err(),
+            "`max_timeout` is 0: give between 1 and 86400"
+        );
+        assert_eq!(
+            parse("default_timeout: 400").unwrap_err(),
+            "`default_timeout` exceeds `max_timeout`"
+        );
+    }
+
+    #[test]
+    fn a_file_that_others_can_change_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(
+            Config::load(Some(file.path())),
+            Err(ConfigError::NotRoots { .. })
+        ));
+    }
+}
