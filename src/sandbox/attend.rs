@@ -302,7 +302,7 @@ impl<'a> Attendance<'a> {
 
     /// runsc has ended. Whatever it started ends with it; then the stream ends, after all that was
     /// sent before.
-    fn orphaned(&mut self, sandbox: &Sandbox) {
+    fn orphaned(&mut self, sandbox: &mut Sandbox) {
         self.deadline = self.deadline.min(Instant::now() + DRAIN);
         // An error comes back in the teardown, which kills again.
         let killed = sandbox.kill();

@@ -359,11 +359,12 @@ impl Leaf {
 
     /// Kills everything inside and proves it: returns once `cgroup.procs` is empty everywhere.
     ///
-    /// Dead children of ours are buried, all but `keep`, whose status somebody else waits for.
+    /// Dead children of ours are buried, all but `keep`, whose status somebody else waits for. Returns
+    /// the time from the beginning of the freeze until the proof.
     ///
     /// # Errors
     /// [`CgroupError::Alive`] when a process is still there after `patience`.
-    pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<()> {
+    pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<Duration> {
         let started = Instant::now();
         let mut buried = BTreeSet::new();
         loop {
@@ -373,7 +374,7 @@ impl Leaf {
                 process::reap(pid);
             }
             if alive.is_empty() {
-                return Ok(());
+                return Ok(started.elapsed());
             }
             if started.elapsed() > patience {
                 let (path, _) = self.place(self.hierarchies.freezer);
