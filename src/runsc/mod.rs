@@ -1,1 +1,3 @@
 //! The runsc binary.
+
+pub mod provision;
