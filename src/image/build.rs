@@ -98,7 +98,11 @@ pub fn build(
     assemble(images, recipe, &tree, progress)
 }
 
-fn require_tools() -> Result<(), BuildError> {
+/// Checks that everything a build starts is installed.
+///
+/// # Errors
+/// [`BuildError::Tools`] with what is missing.
+pub fn require_tools() -> Result<(), BuildError> {
     let missing: Vec<_> = TOOLS
         .into_iter()
         .filter(|(tool, _)| process::find(OsStr::new(tool)).is_none())

@@ -182,16 +182,24 @@ impl Images {
         }
     }
 
-    fn manifest_bytes(&self, name: &ImageName) -> Result<Vec<u8>, ImageError> {
-        let path = self.manifest_path(name);
-        if !path.exists() {
-            let known = self.names()?;
-            return Err(ImageError::UnknownImage {
-                name: name.to_string(),
-                known: known.iter().map(ToString::to_string).collect(),
-            });
+    /// Whether there is such an image, in whatever state.
+    ///
+    /// # Errors
+    /// [`ImageError::UnknownImage`] if not.
+    pub fn manifest_exists(&self, name: &ImageName) -> Result<(), ImageError> {
+        if self.manifest_path(name).exists() {
+            return Ok(());
         }
-        place::trusted(&path)
+        let known = self.names()?;
+        Err(ImageError::UnknownImage {
+            name: name.to_string(),
+            known: known.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    fn manifest_bytes(&self, name: &ImageName) -> Result<Vec<u8>, ImageError> {
+        self.manifest_exists(name)?;
+        place::trusted(&self.manifest_path(name))
             .and_then(|path| place::read(&path))
             .map_err(|source| ImageError::Untrusted {
                 name: name.clone(),
@@ -231,7 +239,7 @@ impl Images {
     /// [`ImageError::UnknownImage`] or [`ImageError::Remove`].
     pub fn remove(&self, name: &ImageName) -> Result<Vec<PathBuf>, ImageError> {
         let path = self.manifest_path(name);
-        self.manifest_bytes(name)?;
+        self.manifest_exists(name)?;
         place::remove(&path).map_err(|source| ImageError::Remove {
             name: name.clone(),
             source,

@@ -59,6 +59,22 @@ pub fn trusted(path: &Path) -> Result<PathBuf, PlaceError> {
     Ok(resolved)
 }
 
+/// The path without symbolic links, after checking that root may make something there that others
+/// cannot replace: as [`trusted`], but the directory itself may be a sticky one, as `/tmp` is.
+///
+/// # Errors
+/// [`PlaceError::Owner`] or [`PlaceError::Writable`] names the first part that breaks the rule.
+pub fn trusted_to_hold(directory: &Path) -> Result<PathBuf, PlaceError> {
+    let resolved = fs::canonicalize(directory).map_err(|source| PlaceError::Look {
+        path: directory.to_owned(),
+        source,
+    })?;
+    for part in resolved.ancestors() {
+        check_part(part, false)?;
+    }
+    Ok(resolved)
+}
+
 fn check_part(part: &Path, last: bool) -> Result<(), PlaceError> {
     let metadata = fs::symlink_metadata(part).map_err(|source| PlaceError::Look {
         path: part.to_owned(),
@@ -352,6 +368,7 @@ mod tests {
         fs::set_permissions(&directory, Permissions::from_mode(0o1777)).unwrap();
         trusted(&file).unwrap();
         trusted(&directory).unwrap_err();
+        trusted_to_hold(&directory).unwrap();
 
         std::os::unix::fs::chown(&file, Some(1), None).unwrap();
         let error = trusted(&file).unwrap_err();
