@@ -1,4 +1,5 @@
 //! Who may name whom: the table of `docs/architecture.md`, held against the `crate::` paths of `src`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,16 +14,31 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("runsc", &["sys"]),
     ("bundle", &["job"]),
     ("sandbox", &["job", "sys", "bundle", "runsc", "image"]),
-    ("cli", &["job", "sys", "config", "image", "runsc", "bundle", "sandbox"]),
+    (
+        "cli",
+        &[
+            "job", "sys", "config", "image", "runsc", "bundle", "sandbox",
+        ],
+    ),
 ];
 
 /// Names that say nothing of what a module is for.
-const EMPTY_NAMES: [&str; 7] = ["utils", "util", "common", "helpers", "manager", "misc", "error"];
+const EMPTY_NAMES: [&str; 7] = [
+    "utils", "util", "common", "helpers", "manager", "misc", "error",
+];
 
 fn source_files(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let entries = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
     entries
-        .flat_map(|path| if path.is_dir() { source_files(&path) } else { vec![path] })
+        .flat_map(|path| {
+            if path.is_dir() {
+                source_files(&path)
+            } else {
+                vec![path]
+            }
+        })
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .collect()
 }
@@ -32,8 +48,15 @@ fn named_modules(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for behind in text.split("crate::").skip(1) {
         let is_name = |letter: char| letter.is_alphanumeric() || letter == '_';
-        let group = behind.strip_prefix('{').map(|inner| first_of_each(inner));
-        let single = || vec![behind.chars().take_while(|&letter| is_name(letter)).collect()];
+        let group = behind.strip_prefix('{').map(first_of_each);
+        let single = || {
+            vec![
+                behind
+                    .chars()
+                    .take_while(|&letter| is_name(letter))
+                    .collect(),
+            ]
+        };
         names.extend(group.unwrap_or_else(single));
     }
     names
@@ -52,18 +75,29 @@ fn first_of_each(group: &str) -> Vec<String> {
             _ => {}
         }
     }
-    items.iter().map(|item| item.trim().split("::").next().unwrap().trim().to_owned()).collect()
+    items
+        .iter()
+        .map(|item| item.trim().split("::").next().unwrap().trim().to_owned())
+        .collect()
 }
 
 fn edges() -> BTreeMap<String, BTreeSet<String>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let known: BTreeSet<_> = MAY_NAME.iter().map(|(module, _)| (*module).to_owned()).collect();
+    let known: BTreeSet<_> = MAY_NAME
+        .iter()
+        .map(|(module, _)| (*module).to_owned())
+        .collect();
     let mut edges = BTreeMap::<String, BTreeSet<String>>::new();
     for (module, _) in MAY_NAME {
         for file in source_files(&source.join(module)) {
             let named = named_modules(&fs::read_to_string(&file).unwrap());
-            let others = named.into_iter().filter(|name| name != module && known.contains(name));
-            edges.entry((*module).to_owned()).or_default().extend(others);
+            let others = named
+                .into_iter()
+                .filter(|name| name != module && known.contains(name));
+            edges
+                .entry((*module).to_owned())
+                .or_default()
+                .extend(others);
         }
     }
     edges
@@ -74,7 +108,10 @@ fn no_module_names_one_that_the_table_does_not_allow() {
     for (module, named) in edges() {
         let (_, allowed) = MAY_NAME.iter().find(|(name, _)| *name == module).unwrap();
         for name in named {
-            assert!(allowed.contains(&name.as_str()), "`{module}` names `{name}`");
+            assert!(
+                allowed.contains(&name.as_str()),
+                "`{module}` names `{name}`"
+            );
         }
     }
 }
@@ -85,7 +122,10 @@ fn the_table_has_every_module() {
     for entry in fs::read_dir(source).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let known = MAY_NAME.iter().any(|(module, _)| *module == name);
-        assert!(known || name == "lib.rs" || name == "main.rs", "`{name}` is not in the table");
+        assert!(
+            known || name == "lib.rs" || name == "main.rs",
+            "`{name}` is not in the table"
+        );
     }
 }
 
@@ -102,7 +142,11 @@ fn no_module_has_a_name_that_says_nothing() {
 fn the_guest_library_knows_nothing_of_the_host() {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs/guest");
     for file in source_files(&guest.join("src")) {
-        assert!(!fs::read_to_string(&file).unwrap().contains("tako_vm::"), "{}", file.display());
+        assert!(
+            !fs::read_to_string(&file).unwrap().contains("tako_vm::"),
+            "{}",
+            file.display()
+        );
     }
 }
 
