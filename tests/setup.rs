@@ -121,10 +121,10 @@ fn names(directory: &Path) -> Vec<String> {
 
 const NOTHING: [&str; 0] = [];
 
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+fn wait_for(what: &str, at_most: Duration, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < Duration::from_mins(1), "no {what}");
+        assert!(started.elapsed() < at_most, "no {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -321,24 +321,20 @@ fn a_setup_that_is_killed_leaves_no_builder_behind_and_the_next_one_goes_on() {
     let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
     command.arg("setup").arg("--state-dir").arg(&state);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    wait_for("packages that are being unpacked", || {
-        let mut partial = fs::read_dir(&trees).into_iter().flatten().flatten();
-        partial.any(|entry| entry.path().join("tree/usr/bin").exists())
-    });
-    child.kill().unwrap();
-    child.wait().unwrap();
     wait_for(
-        "end of the builder, which is in a mount namespace of its own",
+        "packages that are being unpacked",
+        Duration::from_mins(1),
         || {
-            let mut command = process::program("sh");
-            command.args([
-                "-c",
-                "grep -lF \"$1\" /proc/[0-9]*/mountinfo 2>/dev/null; true",
-            ]);
-            command.arg("sh").arg(base.path());
-            process::run(&mut command).unwrap().stdout.is_empty()
+            let mut partial = fs::read_dir(&trees).into_iter().flatten().flatten();
+            partial.any(|entry| entry.path().join("tree/usr/bin").exists())
         },
     );
+    assert!(has_builder(base.path()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Left alone, it would go on for many seconds.
+    let most = Duration::from_secs(3);
+    wait_for("end of the builder", most, || !has_builder(base.path()));
     assert!(provision::installed(&state).is_err());
     Images::at(&state).find("python").unwrap_err();
 
@@ -347,6 +343,18 @@ fn a_setup_that_is_killed_leaves_no_builder_behind_and_the_next_one_goes_on() {
     let all = find(&state, &[]);
     assert!(!all.iter().any(|path| path.contains(".partial-")));
     assert_eq!(fs::read_dir(&trees).unwrap().count(), 1);
+}
+
+/// Whether any process sees a mount from below this directory: builders have mounts of their own.
+fn has_builder(base: &Path) -> bool {
+    let mut command = process::program("sh");
+    command.args([
+        "-c",
+        "grep -lF \"$1\" /proc/[0-9]*/mountinfo 2>/dev/null; true",
+    ]);
+    // Its last part alone: what is above may be another mount.
+    command.arg("sh").arg(base.file_name().unwrap());
+    !process::run(&mut command).unwrap().stdout.is_empty()
 }
 
 #[test]
