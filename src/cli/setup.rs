@@ -7,6 +7,7 @@
 use super::{USER, one_line};
 use crate::image::archive::{self, ArchiveError, Origin};
 use crate::image::build::{self, BuildError};
+use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
 use crate::runsc::Runsc;
@@ -99,7 +100,10 @@ impl SetupError {
                 source: BuildError::NoSecurity | BuildError::Tree { .. },
             } => Some("an image that another host has built can be taken with `--from`".to_owned()),
             Self::Archive {
-                source: ArchiveError::Download { .. },
+                source:
+                    ArchiveError::Download {
+                        source: DownloadError::Broken { .. } | DownloadError::Request { .. },
+                    },
             } => Some("run it again to go on where it broke off".to_owned()),
             Self::Runsc { source } => source.hint().map(str::to_owned),
             Self::Probe { .. } => {

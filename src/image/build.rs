@@ -34,7 +34,7 @@ pub enum BuildError {
     },
     #[error("the system's package sources have no security archive of Debian")]
     NoSecurity,
-    #[error("cannot make the root tree (all of the output is in `{}`)", log.display())]
+    #[error("cannot make the root tree with `mmdebstrap` (its output is in `{}`)", log.display())]
     Tree { log: PathBuf, source: ProcessError },
     #[error("cannot prepare the place to build in")]
     Place { source: PlaceError },

@@ -3,6 +3,7 @@
 //! Nothing here is believed: the caller compares the digest of what has arrived. `If-Range` only saves
 //! going on with a file that the server has replaced meanwhile, which would be found out at the end.
 
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,11 @@ pub fn fetch(
         if hopeless || fruitless == FRUITLESS_ATTEMPTS {
             return Err(error);
         }
-        progress(&format!("trying again, since {error}"));
+        let cause = error.source().map(|cause| format!(": {cause}"));
+        progress(&format!(
+            "trying again, since {error}{}",
+            cause.unwrap_or_default()
+        ));
         std::thread::sleep(PAUSE);
     }
 }

@@ -26,8 +26,7 @@ pub const ADDITIONS: [(&str, &[u8], u32); 3] = [
 
 /// The arguments of `mmdebstrap` that do not depend on the host; the reason of each stands in
 /// `rootfs/python/README.md`.
-pub const BOOTSTRAP: [&str; 11] = [
-    "--quiet",
+pub const BOOTSTRAP: [&str; 10] = [
     "--variant=extract",
     "--mode=root",
     "--format=directory",

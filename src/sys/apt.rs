@@ -193,7 +193,8 @@ mod tests {
     #[test]
     #[ignore = "needs root"]
     fn the_unprivileged_user_of_apt_reaches_the_workshop_and_not_the_directory() {
-        let closed = tempfile::tempdir().unwrap();
+        let base = tempfile::tempdir().unwrap();
+        let closed = crate::sys::place::partial_directory(base.path()).unwrap();
         let shop = closed.path().join("with blank");
         std::fs::create_dir(&shop).unwrap();
         std::fs::write(shop.join("file"), "seen").unwrap();

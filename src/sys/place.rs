@@ -121,6 +121,7 @@ pub fn partial_directory(parent: &Path) -> Result<TempDir, PlaceError> {
     directory(parent)?;
     tempfile::Builder::new()
         .prefix(PARTIAL)
+        .permissions(Permissions::from_mode(0o700))
         .tempdir_in(parent)
         .map_err(|source| PlaceError::Create {
             path: parent.join(PARTIAL),

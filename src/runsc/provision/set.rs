@@ -64,12 +64,10 @@ pub(super) fn unpack(tarball: &Path, work: &Path) -> Result<PathBuf, ProvisionEr
 /// Copies a binary, and the helpers beside it, into the new directory `to`, for all to execute and
 /// nobody to write. `given` is what the message names when there is no such binary.
 pub(super) fn copy(given: &Path, binary: &Path, to: &Path) -> Result<(), ProvisionError> {
-    if !given.exists() {
-        return Err(ProvisionError::Given {
-            path: given.to_owned(),
-            source: io::ErrorKind::NotFound.into(),
-        });
-    }
+    fs::metadata(given).map_err(|source| ProvisionError::Given {
+        path: given.to_owned(),
+        source,
+    })?;
     if !binary.is_file() {
         return Err(ProvisionError::NoRunsc {
             path: given.to_owned(),
