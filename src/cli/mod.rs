@@ -100,10 +100,10 @@ fn one_line(error: &dyn Error) -> String {
     line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn require_root(what: &str) -> Result<(), Failure> {
+fn require_root(command: &str) -> Result<(), Failure> {
     privilege::require_root().map_err(|error| Failure {
-        line: format!("{what} is not possible: {}", one_line(&error)),
-        hint: Some("run the command with `sudo`".to_owned()),
+        line: format!("cannot run `tako-vm {command}`: {}", one_line(&error)),
+        hint: Some(format!("run it as root: `sudo tako-vm {command}`")),
         status: FAILED,
     })
 }
@@ -127,7 +127,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
     match command.subcommand {
         Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
         Subcommands::Setup(arguments) => {
-            require_root("`tako-vm setup`")?;
+            require_root("setup")?;
             let runsc = config.runsc.as_deref();
             // Blocking code from here on: it downloads, builds and waits for other programs.
             tokio::task::block_in_place(|| setup::run(&arguments, &command.state_dir, runsc))
@@ -138,7 +138,7 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(0)
         }
         Subcommands::Image(arguments) => {
-            require_root("`tako-vm image`")?;
+            require_root("image")?;
             tokio::task::block_in_place(|| image::run(&arguments, &command.state_dir)).map_err(
                 |error| Failure {
                     hint: error.hint(),

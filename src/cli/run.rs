@@ -103,7 +103,7 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let job = JobSpec::check(request(&arguments)?, &config.maxima)
         .map_err(|error| Failure::usage(&error))?;
-    super::require_root("`tako-vm run`")?;
+    super::require_root("run")?;
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;
