@@ -40,6 +40,9 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Output above its limit that may be on its way when init kills the program.
 const OUTPUT_SLACK: u64 = 1 << 20;
 
+/// Events that wait for a slow receiver at most: 1 MiB of output.
+const MAX_PENDING: usize = 64;
+
 /// Output of the program, as it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -258,7 +261,7 @@ impl<'a> Attendance<'a> {
                 sent = deliver(self.events, &self.known.pending), if !self.known.pending.is_empty() => {
                     self.delivered(sent);
                 }
-                read = sandbox.guest.fill(), if self.known.pending.is_empty() => {
+                read = sandbox.guest.fill(), if self.has_room() => {
                     match read.map_err(|source| Fault::Read { source })? {
                         0 => return self.ended(),
                         _ => self.take_frames(&mut sandbox.guest)?,
@@ -267,6 +270,12 @@ impl<'a> Attendance<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether more may be read: a slow receiver holds the program back. Not any more once runsc has
+    /// ended; what a pipe holds is little, and its end must be seen.
+    fn has_room(&self) -> bool {
+        self.orphaned || self.known.pending.len() < MAX_PENDING
     }
 
     /// A deadline is over: ours, held from outside, whatever the guest does.
@@ -294,8 +303,10 @@ impl<'a> Attendance<'a> {
         self.deadline = self.deadline.min(Instant::now() + CANCEL);
         match link {
             Link::Idle(Some(stdin)) if self.stage >= Stage::Starting => {
-                // A pipe that has just been emptied takes a frame of five bytes at once.
-                guest::send_cancel(stdin).await.is_ok()
+                // A guest that does not read is not waited for.
+                tokio::time::timeout(CANCEL, guest::send_cancel(stdin))
+                    .await
+                    .is_ok_and(|sent| sent.is_ok())
             }
             _ => false,
         }
