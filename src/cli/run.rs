@@ -103,19 +103,13 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let job = JobSpec::check(request(&arguments)?, &config.maxima)
         .map_err(|error| Failure::usage(&error))?;
-    super::require_root("running a sandbox")?;
+    super::require_root("run")?;
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;
-    let runsc = match &config.runsc {
-        Some(own) => Runsc::new(own),
-        None => Runsc::new(
-            provision::installed(state_dir)
-                .map_err(|e| Failure::ours(&e))?
-                .binary,
-        ),
-    };
-    let sandboxes = Sandboxes::prepare(state_dir, runsc).map_err(|e| Failure::ours(&e))?;
+    let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
+    let sandboxes =
+        Sandboxes::prepare(state_dir, Runsc::new(runsc.binary)).map_err(|e| Failure::ours(&e))?;
     let out = arguments
         .out
         .as_deref()
@@ -148,7 +142,12 @@ pub(super) async fn run(
     if arguments.json {
         let result = read_result(&outcome.artifacts)?;
         drop(spool);
-        print_record(&job, &image.manifest.name, outcome, result.as_deref())?;
+        print_record(
+            &job,
+            image.manifest.name.as_str(),
+            outcome,
+            result.as_deref(),
+        )?;
     } else {
         explain(&outcome);
     }

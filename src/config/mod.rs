@@ -50,7 +50,7 @@ fn problem(key: &'static str, problem: impl Into<String>) -> ConfigError {
 pub struct Config {
     /// Defaults and maxima of jobs.
     pub maxima: Maxima,
-    /// A runsc of the operator's own, in place of the one that `tako-vm setup` provided.
+    /// A runsc of the operator's own, which `tako-vm setup` takes in place of another.
     pub runsc: Option<PathBuf>,
 }
 

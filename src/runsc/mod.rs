@@ -1,4 +1,4 @@
-//! The runsc binary: its flags, and a typed client of its commands.
+//! The runsc binary: its flags, a typed client of its commands, and where it comes from.
 //!
 //! What runsc says is evidence for people only. How a job ended and that a sandbox is dead are
 //! decided elsewhere, without asking it.

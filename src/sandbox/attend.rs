@@ -105,6 +105,8 @@ struct Attendance<'a> {
     limits: &'a Limits,
     events: Option<&'a mpsc::Sender<Event>>,
     stage: Stage,
+    /// runsc has ended.
+    orphaned: bool,
     deadline: Instant,
     spool: Spool,
     known: Attended,
@@ -212,6 +214,7 @@ impl<'a> Attendance<'a> {
             limits,
             events: order.events.as_ref(),
             stage: Stage::Booting,
+            orphaned: false,
             deadline: Instant::now() + BOOT,
             spool: Spool::new(order.spool, limits),
             known,
@@ -222,7 +225,7 @@ impl<'a> Attendance<'a> {
         // Until the guest is ready there is nothing to hand over to.
         let mut link = Link::Idle(sandbox.stdin.take());
         let mut cancelled = pin!(order.cancel.cancelled());
-        let (mut cancelling, mut orphaned) = (false, false);
+        let mut cancelling = false;
         while self.stage != Stage::Done {
             if self.stage == Stage::HandingOver
                 && let Link::Idle(stdin) = &mut link
@@ -251,10 +254,7 @@ impl<'a> Attendance<'a> {
                         self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
                     }
                 }
-                _ = sandbox.runsc.wait(), if !orphaned => {
-                    orphaned = true;
-                    self.orphaned(sandbox);
-                }
+                _ = sandbox.runsc.wait(), if !self.orphaned => self.abandon(sandbox),
                 sent = deliver(self.events, &self.known.pending), if !self.known.pending.is_empty() => {
                     self.delivered(sent);
                 }
@@ -272,6 +272,7 @@ impl<'a> Attendance<'a> {
     /// A deadline is over: ours, held from outside, whatever the guest does.
     fn overdue(&mut self) -> Result<(), Fault> {
         let killed = match self.stage {
+            _ if self.orphaned => return self.ended(),
             Stage::Booting => return Err(Fault::NotReady),
             Stage::HandingOver => return Err(Fault::HandOverTime),
             Stage::Starting => Killed::Deadline(Phase::Startup),
@@ -302,7 +303,8 @@ impl<'a> Attendance<'a> {
 
     /// runsc has ended. Whatever it started ends with it; then the stream ends, after all that was
     /// sent before.
-    fn orphaned(&mut self, sandbox: &Sandbox) {
+    fn abandon(&mut self, sandbox: &Sandbox) {
+        self.orphaned = true;
         self.deadline = self.deadline.min(Instant::now() + DRAIN);
         // An error comes back in the teardown, which kills again.
         let killed = sandbox.kill();
@@ -360,11 +362,11 @@ impl<'a> Attendance<'a> {
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stdout(bytes)) => {
                 self.known.stdout.push(bytes, self.limits.stdout_bytes);
-                self.pass_on(Event::Stdout(bytes.to_vec()));
+                self.pass_on(|| Event::Stdout(bytes.to_vec()));
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stderr(bytes)) => {
                 self.known.stderr.push(bytes, self.limits.stderr_bytes);
-                self.pass_on(Event::Stderr(bytes.to_vec()));
+                self.pass_on(|| Event::Stderr(bytes.to_vec()));
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Exit(exit)) => {
                 self.exited(&exit);
@@ -389,9 +391,9 @@ impl<'a> Attendance<'a> {
         Ok(())
     }
 
-    fn pass_on(&mut self, event: Event) {
+    fn pass_on(&mut self, event: impl FnOnce() -> Event) {
         if self.events.is_some() {
-            self.known.pending.push_back(event);
+            self.known.pending.push_back(event());
         }
     }
 

@@ -74,7 +74,7 @@ async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError>
     let mut sandbox = start(sandboxes, order)?;
     let attended = attend::attend(&mut sandbox, order).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
-    judge(attended, |why| ProbeError::Run { why })
+    judge(&attended, |why| ProbeError::Run { why })
 }
 
 fn start(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<Sandbox, ProbeError> {
@@ -107,11 +107,11 @@ async fn restore(sandboxes: &Sandboxes, order: &Order<'_>, from: &Path) -> Resul
     .map_err(ProbeError::Sandbox)?;
     let attended = attend::attend_restored(&mut sandbox, order).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
-    judge(attended, |why| ProbeError::Restore { why })
+    judge(&attended, |why| ProbeError::Restore { why })
 }
 
 /// Whether the probing program ran and was refused what it asked for.
-fn judge(attended: Attended, failed: impl FnOnce(String) -> ProbeError) -> Result<(), ProbeError> {
+fn judge(attended: &Attended, failed: impl FnOnce(String) -> ProbeError) -> Result<(), ProbeError> {
     match attended.evidence.verdict() {
         Termination::Exited(0) => Ok(()),
         Termination::Exited(GRANTED) => Err(ProbeError::Seccomp),

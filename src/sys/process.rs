@@ -5,6 +5,7 @@
 
 use crate::sys::cgroup::Leaf;
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use std::ffi::{OsStr, OsString};
@@ -113,6 +114,30 @@ pub fn run(command: &mut Command) -> Result<Printed, ProcessError> {
             stderr,
         })
     }
+}
+
+/// Runs a program as [`run`] does, and tells it to end (SIGTERM) when we do, however that comes.
+///
+/// For long work that would otherwise go on writing to files that nobody waits for any more. The
+/// kernel watches the thread that starts the program: call it from one that lives as long as we do.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_while_we_live(command: &mut Command) -> Result<Printed, ProcessError> {
+    let us = nix::unistd::getpid();
+    let bind = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+        // We may have died between fork and the call above, and then no signal will come.
+        if nix::unistd::getppid() == us {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls may run; the closure calls prctl(2)
+    // and getppid(2) alone, and builds its errors without allocating.
+    unsafe { command.pre_exec(bind) };
+    run(command)
 }
 
 /// Starts a program inside a cgroup, in a process group of its own, with pipes for all three streams.
