@@ -126,6 +126,11 @@ impl Sandbox {
         self.leaf.limit_cpu(millicpus)
     }
 
+    /// How many processes the kernel has killed because the memory limit was reached.
+    pub(super) fn oom_kills(&self) -> Result<u64, crate::sys::cgroup::CgroupError> {
+        self.leaf.oom_kills()
+    }
+
     /// Kills everything in the cgroup.
     pub(super) fn kill(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.leaf.kill(KILL_PATIENCE, self.runsc_pid)

@@ -8,5 +8,7 @@
 )]
 
 mod contract;
+mod death;
 mod host;
 mod seccomp;
+mod termination;
