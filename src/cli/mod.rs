@@ -1,8 +1,10 @@
 //! The command line: one file per subcommand.
 
 mod artifacts;
+mod image;
 mod output;
 mod run;
+mod setup;
 
 use crate::config::{self, Config};
 use crate::sys::privilege;
@@ -38,6 +40,8 @@ pub struct Command {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     Run(run::Arguments),
+    Setup(setup::Arguments),
+    Image(image::Arguments),
 }
 
 /// Why a command failed: one line, and the exit status.
@@ -52,7 +56,7 @@ impl Failure {
     /// Our own failure: the error and its causes.
     fn ours(error: &dyn Error) -> Self {
         Self {
-            line: chain(error),
+            line: one_line(error),
             hint: None,
             status: FAILED,
         }
@@ -84,21 +88,22 @@ impl Failure {
     }
 }
 
-/// The error and its causes, outermost first.
-fn chain(error: &dyn Error) -> String {
+/// An error and its causes as one line, outermost first.
+fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
         line = format!("{line}: {inner}");
         cause = inner.source();
     }
-    line
+    // The output of a failed program, for one, has several lines.
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn require_root(what: &str) -> Result<(), Failure> {
+fn require_root(command: &str) -> Result<(), Failure> {
     privilege::require_root().map_err(|error| Failure {
-        line: format!("{what} is not possible: {}", chain(&error)),
-        hint: Some("run it with `sudo`".to_owned()),
+        line: format!("cannot run `tako-vm {command}`: {}", one_line(&error)),
+        hint: Some(format!("run it as root: `sudo tako-vm {command}`")),
         status: FAILED,
     })
 }
@@ -121,6 +126,27 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
     let config = Config::load(command.config.as_deref()).map_err(|e| Failure::ours(&e))?;
     match command.subcommand {
         Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
+        Subcommands::Setup(arguments) => {
+            require_root("setup")?;
+            let runsc = config.runsc.as_deref();
+            // Blocking code from here on: it downloads, builds and waits for other programs.
+            tokio::task::block_in_place(|| setup::run(&arguments, &command.state_dir, runsc))
+                .map_err(|error| Failure {
+                    hint: error.hint(),
+                    ..Failure::ours(&error)
+                })?;
+            Ok(0)
+        }
+        Subcommands::Image(arguments) => {
+            require_root("image")?;
+            tokio::task::block_in_place(|| image::run(&arguments, &command.state_dir)).map_err(
+                |error| Failure {
+                    hint: error.hint(),
+                    ..Failure::ours(&error)
+                },
+            )?;
+            Ok(0)
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::runsc::{Runsc, provision};
 use crate::sandbox::{Order, Sandboxes};
 use crate::sys::privilege;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,19 +103,13 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let job = JobSpec::check(request(&arguments)?, &config.maxima)
         .map_err(|error| Failure::usage(&error))?;
-    super::require_root("running a sandbox")?;
+    super::require_root("run")?;
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;
-    let runsc = match &config.runsc {
-        Some(own) => Runsc::new(own),
-        None => Runsc::new(
-            provision::installed(state_dir)
-                .map_err(|e| Failure::ours(&e))?
-                .binary,
-        ),
-    };
-    let sandboxes = Sandboxes::prepare(state_dir, runsc).map_err(|e| Failure::ours(&e))?;
+    let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
+    let sandboxes =
+        Sandboxes::prepare(state_dir, Runsc::new(runsc.binary)).map_err(|e| Failure::ours(&e))?;
     let out = arguments
         .out
         .as_deref()
@@ -135,24 +129,27 @@ pub(super) async fn run(
         job: &job,
         spool: spool.path(),
         events,
-        cancel,
+        cancel: cancel.clone(),
     };
     let outcome = sandboxes.run(order).await.map_err(|e| Failure::ours(&e))?;
     if let Some(printer) = printer {
-        printer.await.map_err(|error| Failure::ours(&error))?;
+        output::finish(printer, &cancel).await;
     }
-    if let Some(out) = &out {
-        out.take(&outcome.artifacts)?;
-    }
+    let taken = out.map_or(Ok(()), |out| out.take(&outcome.artifacts));
     let status = outcome.termination.exit_code().unwrap_or(super::FAILED);
     if arguments.json {
         let result = read_result(&outcome.artifacts)?;
         drop(spool);
-        print_record(&job, &image.manifest.name, outcome, result.as_deref())?;
+        print_record(
+            &job,
+            image.manifest.name.as_str(),
+            outcome,
+            result.as_deref(),
+        )?;
     } else {
         explain(&outcome);
     }
-    Ok(status)
+    taken.map(|()| status)
 }
 
 /// What the command line asks for, read from where it says.
@@ -284,6 +281,9 @@ fn print_record(
     let mut line = serde_json::to_vec(&record).map_err(|error| Failure::ours(&error))?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        line = output::visible_json(&String::from_utf8_lossy(&line)).into_bytes();
+    }
     match stdout.write_all(&line).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::io("cannot write the record", &error))

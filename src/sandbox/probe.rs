@@ -31,6 +31,9 @@ pub enum ProbeError {
     Restore { why: String },
 }
 
+/// How long a checkpoint may take to be written. It takes 0.1 s.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Asks for a new user namespace, which gVisor grants to anybody unless the profile is in force.
 const REFUSED: &str = "
 import ctypes, errno, sys
@@ -74,7 +77,7 @@ async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError>
     let mut sandbox = start(sandboxes, order)?;
     let attended = attend::attend(&mut sandbox, order).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
-    judge(attended, |why| ProbeError::Run { why })
+    judge(&attended, |why| ProbeError::Run { why })
 }
 
 fn start(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<Sandbox, ProbeError> {
@@ -91,7 +94,7 @@ async fn write_checkpoint(
     let mut command = sandboxes
         .runsc
         .checkpoint(&sandbox.places(), to, sandbox.id());
-    let written = process::run(&mut command);
+    let written = process::run_within(&mut command, PATIENCE);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
     written
@@ -107,11 +110,11 @@ async fn restore(sandboxes: &Sandboxes, order: &Order<'_>, from: &Path) -> Resul
     .map_err(ProbeError::Sandbox)?;
     let attended = attend::attend_restored(&mut sandbox, order).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
-    judge(attended, |why| ProbeError::Restore { why })
+    judge(&attended, |why| ProbeError::Restore { why })
 }
 
 /// Whether the probing program ran and was refused what it asked for.
-fn judge(attended: Attended, failed: impl FnOnce(String) -> ProbeError) -> Result<(), ProbeError> {
+fn judge(attended: &Attended, failed: impl FnOnce(String) -> ProbeError) -> Result<(), ProbeError> {
     match attended.evidence.verdict() {
         Termination::Exited(0) => Ok(()),
         Termination::Exited(GRANTED) => Err(ProbeError::Seccomp),

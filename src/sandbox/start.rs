@@ -129,6 +129,11 @@ impl Sandbox {
         self.leaf.limit_cpu(millicpus)
     }
 
+    /// How many processes the kernel has killed because the memory limit was reached.
+    pub(super) fn oom_kills(&self) -> Result<u64, crate::sys::cgroup::CgroupError> {
+        self.leaf.oom_kills()
+    }
+
     /// Kills everything in the cgroup.
     pub(super) fn kill(&mut self) -> Result<(), crate::sys::cgroup::CgroupError> {
         // Added up: the teardown kills again what was killed before, and finds nobody.

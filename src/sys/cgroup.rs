@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The directory, below the root of each hierarchy, in which all leaves lie.
@@ -27,6 +28,10 @@ const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How long an emptied cgroup may refuse to be removed (the kernel is still letting go of it).
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a parent directory may vanish under our hands: as many other processes as may end in the
+/// microseconds between two system calls.
+const MAX_TRIES: u32 = 100;
 
 /// Why a cgroup could not be made, limited, read, killed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -97,14 +102,29 @@ struct Hierarchy {
 }
 
 /// The cgroup hierarchies of this host, with our parent directory made in each.
+///
+/// The directories are removed with the last clone, unless another process uses them.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
-    all: Vec<Hierarchy>,
+    all: Arc<Parents>,
     memory: usize,
     pids: usize,
     cpu: usize,
     accounting: usize,
     freezer: usize,
+}
+
+#[derive(Debug)]
+struct Parents(Vec<Hierarchy>);
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        for hierarchy in &self.0 {
+            // Another process has leaves in it, or has removed it.
+            let removed = fs::remove_dir(hierarchy.parent());
+            drop(removed);
+        }
+    }
 }
 
 /// What a leaf holds from its first process on. The CPU quota comes later: start-up is not limited.
@@ -146,7 +166,7 @@ impl Hierarchies {
         })?;
         let (memory, pids) = (find("memory")?, find("pids")?);
         Ok(Self {
-            all,
+            all: Arc::new(Parents(all)),
             memory,
             pids,
             cpu,
@@ -177,11 +197,20 @@ impl Hierarchy {
         self.mount.join(PARENT)
     }
 
+    /// Finds out what version 2 offers, and makes our parent directory.
     fn prepare(&mut self) -> Result<()> {
-        let parent = self.parent();
         if self.version == Version::V2 {
-            self.enable_controllers(&self.mount.clone())?;
+            let available = read(&self.mount.join("cgroup.controllers"))?;
+            let needed = ["memory", "pids", "cpu"].into_iter();
+            let offered = |name: &&str| available.split_whitespace().any(|other| other == *name);
+            self.controllers = needed.filter(offered).map(str::to_owned).collect();
+            self.pass_controllers_on(&self.mount)?;
         }
+        unless_removed(|| self.make_parent())
+    }
+
+    fn make_parent(&self) -> Result<()> {
+        let parent = self.parent();
         match fs::create_dir(&parent) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(CgroupError::file("make", &parent)(error));
@@ -189,10 +218,19 @@ impl Hierarchy {
             _ => {}
         }
         match self.version {
-            Version::V2 => self.enable_controllers(&parent),
+            Version::V2 => self.pass_controllers_on(&parent),
             Version::V1 if self.has("cpuset") => inherit_cpuset(&self.mount, &parent),
             Version::V1 => Ok(()),
         }
+    }
+
+    /// Makes a leaf exclusively: one that exists is not ours, whatever its name says.
+    fn make_leaf(&self, name: &str) -> Result<()> {
+        let leaf = self.parent().join(name);
+        unless_removed(|| {
+            self.make_parent()?;
+            fs::create_dir(&leaf).map_err(CgroupError::file("make", &leaf))
+        })
     }
 
     fn has(&self, controller: &str) -> bool {
@@ -200,18 +238,25 @@ impl Hierarchy {
     }
 
     /// Version 2: a controller works in a directory only if its parent passes it on.
-    fn enable_controllers(&mut self, directory: &Path) -> Result<()> {
-        let available = read(&directory.join("cgroup.controllers"))?;
-        self.controllers.clear();
-        for controller in ["memory", "pids", "cpu"] {
-            if available.split_whitespace().any(|name| name == controller) {
-                let control = directory.join("cgroup.subtree_control");
-                fs::write(&control, format!("+{controller}"))
-                    .map_err(CgroupError::file("pass controllers on in", &control))?;
-                self.controllers.push(controller.to_owned());
-            }
+    fn pass_controllers_on(&self, directory: &Path) -> Result<()> {
+        let control = directory.join("cgroup.subtree_control");
+        self.controllers.iter().try_for_each(|controller| {
+            fs::write(&control, format!("+{controller}"))
+                .map_err(CgroupError::file("pass controllers on in", &control))
+        })
+    }
+}
+
+/// Tries again when another process, the last to use our parent directory, removed it under our hands.
+fn unless_removed(make: impl Fn() -> Result<()>) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match make() {
+            Err(CgroupError::File { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && tries < MAX_TRIES => {}
+            outcome => return outcome,
         }
-        Ok(())
     }
 }
 
@@ -414,7 +459,7 @@ impl Leaf {
     pub fn remove(&mut self) -> Result<()> {
         let deadline = Instant::now() + REMOVE_PATIENCE;
         while let Some(last) = self.made.checked_sub(1) {
-            let directory = self.hierarchies.all[last].parent().join(&self.name);
+            let directory = self.hierarchies.all.0[last].parent().join(&self.name);
             match fs::remove_dir(&directory) {
                 Ok(()) => self.made = last,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => self.made = last,
@@ -428,13 +473,11 @@ impl Leaf {
     }
 
     fn make(&mut self) -> Result<()> {
-        for hierarchy in &self.hierarchies.all {
-            let directory = hierarchy.parent().join(&self.name);
-            // Exclusive: a leaf that exists is not ours, whatever its name says.
-            fs::create_dir(&directory).map_err(CgroupError::file("make", &directory))?;
+        for hierarchy in &self.hierarchies.all.0 {
+            hierarchy.make_leaf(&self.name)?;
             self.made += 1;
             if hierarchy.version == Version::V1 && hierarchy.has("cpuset") {
-                inherit_cpuset(&hierarchy.parent(), &directory)?;
+                inherit_cpuset(&hierarchy.parent(), &hierarchy.parent().join(&self.name))?;
             }
         }
         Ok(())
@@ -483,6 +526,7 @@ impl Leaf {
     fn directories(&self) -> impl Iterator<Item = PathBuf> {
         self.hierarchies
             .all
+            .0
             .iter()
             .take(self.made)
             .map(|one| one.parent().join(&self.name))
@@ -490,7 +534,7 @@ impl Leaf {
 
     /// The leaf's directory in one hierarchy, and whether that is version 2.
     fn place(&self, hierarchy: usize) -> (PathBuf, bool) {
-        let hierarchy = &self.hierarchies.all[hierarchy];
+        let hierarchy = &self.hierarchies.all.0[hierarchy];
         (
             hierarchy.parent().join(&self.name),
             hierarchy.version == Version::V2,

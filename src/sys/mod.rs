@@ -2,6 +2,10 @@
 //! here, and nothing here knows of jobs, images or runsc.
 #![expect(unsafe_code, reason = "the one module that makes raw system calls")]
 
+pub mod account;
+pub mod apt;
 pub mod cgroup;
+pub mod digest;
+pub mod place;
 pub mod privilege;
 pub mod process;

@@ -22,17 +22,9 @@ const EVERYBODY: Pid = Pid::from_raw(-1);
 
 /// Runs the job's program to its end and reports it. Afterwards init is the only process.
 pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<(), InitError> {
-    // SIGCHLD arrives through a descriptor: blocked before the first child can end.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGCHLD);
-    signals
-        .thread_block()
-        .map_err(InitError::system("block SIGCHLD"))?;
-    let children = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(InitError::system("watch children"))?;
-
     let started = Instant::now();
     let (main, output) = start(job)?;
+    let children = watch_children()?;
     reports.follow(main.as_raw().unsigned_abs());
     host.send(&ToHost::Started)?;
     let mut program = Program {
@@ -55,6 +47,19 @@ pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<()
         execution_ms: program.clock.execution_ms(),
         exception: program.reports.exception(),
     }))
+}
+
+/// A descriptor through which SIGCHLD arrives.
+///
+/// Made after the program was started, which would inherit the blocked signal.
+fn watch_children() -> Result<SignalFd, InitError> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals
+        .thread_block()
+        .map_err(InitError::system("block SIGCHLD"))?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(InitError::system("watch children"))
 }
 
 struct Program {
@@ -96,6 +101,10 @@ fn start(job: &Job) -> Result<(Pid, [Option<OwnedFd>; 2]), InitError> {
 impl Program {
     /// Until the main program is dead.
     fn watch(&mut self, host: &mut Host) -> Result<ExitStatus, InitError> {
+        // Its end may have been signalled before anybody watched for it.
+        if let Some(status) = self.reap()? {
+            return Ok(status);
+        }
         loop {
             let ready = self.wait(host)?;
             if ready.cancel && host.wants_cancel()? {

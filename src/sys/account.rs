@@ -1,0 +1,47 @@
+//! Accounts of the system.
+
+use crate::sys::process::{self, ProcessError};
+use nix::errno::Errno;
+use nix::unistd::User;
+
+/// Why an account is not there.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum AccountError {
+    #[error("cannot look up the user `{name}`")]
+    Look { name: String, source: Errno },
+    #[error("cannot create the user `{name}`")]
+    Create { name: String, source: ProcessError },
+}
+
+/// Whether such a user is known to the system, in whatever directory service.
+///
+/// # Errors
+/// [`AccountError::Look`].
+pub fn exists(name: &str) -> Result<bool, AccountError> {
+    User::from_name(name)
+        .map(|user| user.is_some())
+        .map_err(|source| AccountError::Look {
+            name: name.to_owned(),
+            source,
+        })
+}
+
+/// Creates a system user with a group of the same name, who cannot log in and has no home.
+///
+/// # Errors
+/// [`AccountError::Create`].
+pub fn create(name: &str) -> Result<(), AccountError> {
+    let mut command = process::program("useradd");
+    command
+        .args(["--system", "--user-group", "--no-create-home"])
+        .args(["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"])
+        .arg(name);
+    match process::run(&mut command) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(AccountError::Create {
+            name: name.to_owned(),
+            source,
+        }),
+    }
+}

@@ -1,0 +1,200 @@
+//! Proof of death: whatever a job and its runsc do, soon after it is to end all of it is dead.
+
+use crate::host::{Company, Host, Part, job, runsc_binary, signal};
+use crate::termination::script;
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+use tako_vm::job::{JobSpec, Phase, Termination};
+use tokio::sync::mpsc;
+
+/// From the moment when a job is to be dead until nothing of it is left.
+const PROMISE: Duration = Duration::from_secs(1);
+
+/// From a time limit to the moment when the host no longer waits for init.
+const BACKSTOP: Duration = Duration::from_secs(3);
+
+const SPINNERS: &str = "
+import os
+for _ in range(39):
+    if os.fork() == 0:
+        break
+else:
+    print('up', flush=True)
+while True: pass
+";
+
+const STUBBORN: &str = "
+import os, signal
+every = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+for number in every:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, every)
+os.setsid() if os.fork() == 0 else None
+print('up', flush=True)
+while True: pass
+";
+
+const CALM: &str = "import time; print('up', flush=True); time.sleep(1000)";
+
+/// The real runsc works, but the command that we wait for ends at no signal and at no end.
+const HANGING: &str = r#"
+trap '' TERM INT HUP
+"$RUNSC" "$@" <&0 &
+while :; do sleep 1000; done
+"#;
+
+struct Case {
+    name: &'static str,
+    job: JobSpec,
+    stop: Option<Part>,
+    hanging: bool,
+}
+
+fn cases() -> [Case; 4] {
+    let case = |name, code| Case {
+        name,
+        job: job(code),
+        stop: None,
+        hanging: false,
+    };
+    [
+        case("40 spinners", SPINNERS),
+        case("every signal ignored and blocked", STUBBORN),
+        Case {
+            stop: Some(Part::Sentry),
+            ..case("a stopped sentry", CALM)
+        },
+        Case {
+            hanging: true,
+            ..case("a runsc that hangs", CALM)
+        },
+    ]
+}
+
+impl Case {
+    fn host(&self, directory: &std::path::Path) -> Host {
+        if self.hanging {
+            Host::with_runsc(&script(directory, HANGING))
+        } else {
+            Host::with_runsc(&runsc_binary())
+        }
+    }
+
+    /// Cancels the job once it is up; returns how long its death took from there.
+    async fn cancel(&self) -> Duration {
+        let directory = tempfile::tempdir().unwrap();
+        let host = self.host(directory.path());
+        let (sender, mut events) = mpsc::channel(16);
+        let company = Company {
+            events: Some(sender),
+            ..Company::default()
+        };
+        let cancel = company.cancel.clone();
+        let (ran, asked) = tokio::join!(
+            async {
+                let ran = host.run_with(&self.job, company).await;
+                (ran, Instant::now())
+            },
+            async {
+                let sandbox = host.running(&mut events).await;
+                if let Some(part) = self.stop {
+                    signal(&sandbox.parts(part), Signal::SIGSTOP);
+                }
+                let asked = Instant::now();
+                cancel.cancel();
+                asked
+            }
+        );
+        let (ran, gone) = ran;
+        let name = self.name;
+        assert_eq!(ran.outcome.termination, Termination::Cancelled, "{name}");
+        gone - asked
+    }
+
+    /// Lets the job run into its time limit; returns how long its death took from the moment when
+    /// the host steps in.
+    async fn time_out(&mut self) -> Duration {
+        let directory = tempfile::tempdir().unwrap();
+        let host = self.host(directory.path());
+        self.job.limits.execution = Duration::from_secs(1);
+        let (sender, mut events) = mpsc::channel(16);
+        let company = Company {
+            events: Some(sender),
+            ..Company::default()
+        };
+        let (ran, up) = tokio::join!(
+            async {
+                let ran = host.run_with(&self.job, company).await;
+                (ran, Instant::now())
+            },
+            async {
+                let sandbox = host.running(&mut events).await;
+                let up = Instant::now();
+                if let Some(part) = self.stop {
+                    signal(&sandbox.parts(part), Signal::SIGSTOP);
+                }
+                up
+            }
+        );
+        let (ran, gone) = ran;
+        let expected = Termination::TimedOut(Phase::Execution);
+        assert_eq!(ran.outcome.termination, expected, "{}", self.name);
+        (gone - up).saturating_sub(self.job.limits.execution + BACKSTOP)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn forty_jobs_that_resist_are_dead_within_a_second_of_a_cancel() {
+    let mut worst = Vec::new();
+    for case in cases() {
+        let mut times = Vec::new();
+        for _ in 0..10 {
+            times.push(case.cancel().await);
+        }
+        times.sort();
+        println!("{}: {times:?}", case.name);
+        worst.push((case.name, times[9]));
+    }
+    let late: Vec<_> = worst.iter().filter(|(_, time)| *time > PROMISE).collect();
+    assert!(late.is_empty(), "{late:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped() {
+    let all = cases().map(|mut case| {
+        tokio::spawn(async move {
+            let time = case.time_out().await;
+            println!("{}: {time:?} after the backstop", case.name);
+            assert!(time < PROMISE, "{}: {time:?}", case.name);
+        })
+    });
+    for one in all {
+        one.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_runsc_that_never_starts_anything_is_gone_at_once_when_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let host = Host::with_runsc(&script(
+        directory.path(),
+        "trap '' TERM; while :; do sleep 9; done",
+    ));
+    let company = Company::default();
+    let cancel = company.cancel.clone();
+    let job = job(CALM);
+    let (ran, asked) = tokio::join!(
+        async { (host.run_with(&job, company).await, Instant::now()) },
+        async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            cancel.cancel();
+            Instant::now()
+        }
+    );
+    let (ran, gone) = ran;
+    assert_eq!(ran.outcome.termination, Termination::Cancelled);
+    assert!(gone - asked < PROMISE, "{:?}", gone - asked);
+}
