@@ -39,7 +39,9 @@ const CALM: &str = "import time; print('up', flush=True); time.sleep(1000)";
 /// The real runsc works, but the command that we wait for ends at no signal and at no end.
 const HANGING: &str = r#"
 trap '' TERM INT HUP
-"$RUNSC" "$@" <&0 &
+exec 3<&0
+"$RUNSC" "$@" <&3 3<&- &
+exec 3<&-
 while :; do sleep 1000; done
 "#;
 
@@ -116,7 +118,7 @@ impl Case {
     async fn time_out(&mut self) -> Duration {
         let directory = tempfile::tempdir().unwrap();
         let host = self.host(directory.path());
-        self.job.limits.execution = Duration::from_secs(1);
+        self.job.limits.execution = Duration::from_secs(3);
         let (sender, mut events) = mpsc::channel(16);
         let company = Company {
             events: Some(sender),

@@ -183,7 +183,8 @@ impl Ran {
     /// Type of the error report, if there is one.
     pub(crate) fn error_type(&self) -> Option<&'static str> {
         let exception = self.outcome.exception.as_ref();
-        Some(self.outcome.termination.error(exception)?.kind)
+        let phase = self.outcome.timing.phase_at_exit;
+        Some(self.outcome.termination.error(exception, phase)?.kind)
     }
 }
 

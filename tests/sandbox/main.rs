@@ -10,5 +10,6 @@
 mod contract;
 mod death;
 mod host;
+mod output;
 mod seccomp;
 mod termination;

@@ -368,7 +368,7 @@ fn lost_sandboxes() -> Vec<Case> {
     vec![
         killed("sentry killed", &[Part::Sentry]),
         killed("sentry killed again", &[Part::Sentry]),
-        killed("stubs killed", &[Part::Stub]),
+        stubs_killed(),
         killed("all but runsc killed", &[Part::Sentry, Part::Stub]),
         killed("runsc killed", &[Part::Runsc]),
         killed("runsc killed again", &[Part::Runsc]),
@@ -394,6 +394,16 @@ fn lost_sandboxes() -> Vec<Case> {
             "it speaks version 9 of the guest protocol and not 1",
         ),
     ]
+}
+
+/// The sentry waits for a lost address space for ever, and nothing tells that from a program that
+/// does: the time limit ends it.
+fn stubs_killed() -> Case {
+    let mut job = job(UP);
+    job.limits.execution = Duration::from_secs(1);
+    let termination = Termination::TimedOut(Phase::Execution);
+    Case::new("stubs killed", job, termination, "execution_timeout")
+        .with(Event::Kill(&[Part::Stub]))
 }
 
 fn floods() -> Vec<Case> {
