@@ -2,8 +2,9 @@
 
 use super::Failure;
 use crate::job::Artifact;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -54,11 +55,25 @@ impl Target {
         for component in components {
             directory = enter(&directory, component)?;
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW;
+        // Whole under another name first, then in one step in the place of what is there: a link, a
+        // FIFO or a hard link that somebody planted is replaced and not written through.
+        let partial = format!(".{}.partial", hex::encode(rand::random::<[u8; 8]>()));
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
         let mode = Mode::from_bits_truncate(0o644);
-        let mut to = File::from(openat(&directory, name, flags | OFlag::O_CLOEXEC, mode)?);
-        io::copy(&mut File::open(&artifact.path)?, &mut to)?;
-        Ok(())
+        let mut to = File::from(openat(
+            &directory,
+            partial.as_str(),
+            flags | OFlag::O_CLOEXEC,
+            mode,
+        )?);
+        let placed = File::open(&artifact.path)
+            .and_then(|mut from| io::copy(&mut from, &mut to))
+            .and_then(|_| Ok(renameat(&directory, partial.as_str(), &directory, name)?));
+        if placed.is_err() {
+            // The first error is the one to tell.
+            unlinkat(&directory, partial.as_str(), UnlinkatFlags::NoRemoveDir).ok();
+        }
+        placed
     }
 }
 
@@ -95,8 +110,13 @@ mod tests {
         let victim = base.path().join("victim");
         fs::write(&victim, "old").unwrap();
         std::os::unix::fs::symlink(&victim, out.join("link")).unwrap();
-        assert!(target.take(&[artifact("link")]).is_err());
         assert!(target.take(&[artifact("link/x")]).is_err());
+        fs::hard_link(&victim, out.join("hard")).unwrap();
+        target.take(&[artifact("link"), artifact("hard")]).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+        assert_eq!(fs::read_to_string(out.join("link")).unwrap(), "new");
+        // A directory is in the way: an error, and nothing half-made beside it.
+        assert!(target.take(&[artifact("a")]).is_err());
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 4);
     }
 }

@@ -2,30 +2,55 @@
 
 use crate::sandbox::Event;
 use std::io::{self, IsTerminal, Write};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// How long after a cancel a terminal that takes nothing is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Prints events as they come. When nobody reads what is printed any more, the job is cancelled.
+///
+/// Resolves when everything is printed.
 pub(super) fn print(
     mut events: mpsc::Receiver<Event>,
     cancel: CancellationToken,
-) -> JoinHandle<()> {
-    // A terminal may block for as long as its user likes: on a thread where that harms nobody.
-    tokio::task::spawn_blocking(move || {
-        let mut stdout = Stream::new(io::stdout());
-        let mut stderr = Stream::new(io::stderr());
-        while let Some(event) = events.blocking_recv() {
-            let written = match event {
-                Event::Stdout(bytes) => stdout.write(&bytes),
-                Event::Stderr(bytes) => stderr.write(&bytes),
-            };
-            if written.is_err() {
-                cancel.cancel();
-                return;
-            }
+) -> oneshot::Receiver<()> {
+    let (done, finished) = oneshot::channel();
+    // A terminal may block for as long as its user likes. On a thread of its own, and none of the
+    // runtime's, which would be waited for at the end.
+    std::thread::spawn(move || {
+        if print_all(&mut events).is_err() {
+            cancel.cancel();
         }
-    })
+        // Where nobody waits any more, nobody has to be told.
+        done.send(()).ok();
+    });
+    finished
+}
+
+/// Waits until everything is printed, or for a moment after a cancel.
+pub(super) async fn finish(printer: oneshot::Receiver<()>, cancel: &CancellationToken) {
+    let impatient = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(PATIENCE).await;
+    };
+    tokio::select! {
+        _ = printer => {}
+        () = impatient => {}
+    }
+}
+
+fn print_all(events: &mut mpsc::Receiver<Event>) -> io::Result<()> {
+    let mut stdout = Stream::new(io::stdout());
+    let mut stderr = Stream::new(io::stderr());
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Stdout(bytes) => stdout.write(&bytes)?,
+            Event::Stderr(bytes) => stderr.write(&bytes)?,
+        }
+    }
+    Ok(())
 }
 
 /// One of our own streams: raw into a file or a pipe, made visible on a terminal.
@@ -89,6 +114,23 @@ pub(super) fn visible(text: &str) -> String {
     shown
 }
 
+/// JSON with the same characters escaped as JSON escapes them, which changes nothing of its meaning.
+pub(super) fn visible_json(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            // Between tokens a carriage return is a space; inside a string JSON has none.
+            '\r' => shown.push(' '),
+            '\n' | '\t' => shown.push(letter),
+            _ if letter.is_control() || is_reordering(letter) => {
+                shown.extend(format!("\\u{:04x}", u32::from(letter)).chars());
+            }
+            _ => shown.push(letter),
+        }
+    }
+    shown
+}
+
 /// Bidirectional controls (Unicode Standard Annex 9), which show text in another order than it has.
 fn is_reordering(letter: char) -> bool {
     matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -106,6 +148,15 @@ mod tests {
             "\\u{9b}2J\\u{d}\\u{202e}x\\u{7}"
         );
         assert_eq!(visible("grün 🐙"), "grün 🐙");
+    }
+
+    #[test]
+    fn json_on_a_terminal_means_the_same_as_in_a_file() {
+        let text = "{\"a\":\r\n\"x\u{9b}2J\u{202e}\u{7f}é\"}";
+        let shown = visible_json(text);
+        assert_eq!(shown, "{\"a\": \n\"x\\u009b2J\\u202e\\u007fé\"}");
+        let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(parse(&shown), parse(text));
     }
 
     #[test]

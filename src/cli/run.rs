@@ -10,7 +10,7 @@ use crate::runsc::{Runsc, provision};
 use crate::sandbox::{Order, Sandboxes};
 use crate::sys::privilege;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -129,15 +129,13 @@ pub(super) async fn run(
         job: &job,
         spool: spool.path(),
         events,
-        cancel,
+        cancel: cancel.clone(),
     };
     let outcome = sandboxes.run(order).await.map_err(|e| Failure::ours(&e))?;
     if let Some(printer) = printer {
-        printer.await.map_err(|error| Failure::ours(&error))?;
+        output::finish(printer, &cancel).await;
     }
-    if let Some(out) = &out {
-        out.take(&outcome.artifacts)?;
-    }
+    let taken = out.map_or(Ok(()), |out| out.take(&outcome.artifacts));
     let status = outcome.termination.exit_code().unwrap_or(super::FAILED);
     if arguments.json {
         let result = read_result(&outcome.artifacts)?;
@@ -151,7 +149,7 @@ pub(super) async fn run(
     } else {
         explain(&outcome);
     }
-    Ok(status)
+    taken.map(|()| status)
 }
 
 /// What the command line asks for, read from where it says.
@@ -283,6 +281,9 @@ fn print_record(
     let mut line = serde_json::to_vec(&record).map_err(|error| Failure::ours(&error))?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        line = output::visible_json(&String::from_utf8_lossy(&line)).into_bytes();
+    }
     match stdout.write_all(&line).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::io("cannot write the record", &error))

@@ -6,8 +6,8 @@
 use crate::job::{Limits, Maxima, parse_bytes};
 use serde::Deserialize;
 use serde_yaml_ng::{Mapping, Value};
-use std::fs;
-use std::io;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub const STATE_DIR_VARIABLE: &str = "TAKO_VM_STATE_DIR";
 pub enum ConfigError {
     #[error("cannot read the configuration `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("the configuration `{}` can be changed by others than root: `chown root` and `chmod go-w` it", path.display())]
+    #[error("the configuration `{}` or a directory above it can be changed by others than root: `chown root` and `chmod go-w` it", path.display())]
     NotRoots { path: PathBuf },
     #[error("the configuration `{}` does not parse", path.display())]
     Parse {
@@ -36,6 +36,12 @@ pub enum ConfigError {
     },
     #[error("`{key}` {problem}")]
     Key { key: &'static str, problem: String },
+}
+
+/// Whether root alone decides what is there. A sticky directory protects what lies in it.
+fn is_roots(metadata: &Metadata) -> bool {
+    let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+    metadata.uid() == 0 && (sticky || metadata.mode() & 0o022 == 0)
 }
 
 fn problem(key: &'static str, problem: impl Into<String>) -> ConfigError {
@@ -65,17 +71,23 @@ impl Config {
         if file.is_none() && !path.exists() {
             return Ok(Self::default());
         }
-        let read = |source| ConfigError::Read {
+        let failed = |source| ConfigError::Read {
             path: path.to_owned(),
             source,
         };
-        let metadata = fs::metadata(path).map_err(read)?;
-        if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        let mut file = File::open(path).map_err(failed)?;
+        // What was opened is what is checked and read, whatever the path names by then.
+        let mut checked = vec![file.metadata().map_err(failed)?];
+        for parent in path.canonicalize().map_err(failed)?.ancestors().skip(1) {
+            checked.push(parent.metadata().map_err(failed)?);
+        }
+        if !checked.iter().all(is_roots) {
             return Err(ConfigError::NotRoots {
                 path: path.to_owned(),
             });
         }
-        let text = fs::read_to_string(path).map_err(read)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(failed)?;
         Self::parse(&text, path)
     }
 
@@ -89,7 +101,7 @@ impl Config {
         for key in SERVER_KEYS {
             keys.remove(key);
         }
-        let file = File::deserialize(Value::Mapping(keys)).map_err(failed)?;
+        let file = Keys::deserialize(Value::Mapping(keys)).map_err(failed)?;
         file.check_isolation()?;
         Ok(Self {
             maxima: file.maxima()?,
@@ -98,10 +110,10 @@ impl Config {
     }
 }
 
-/// The file as it is written.
+/// The file as it is written, without the keys of the server.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct File {
+struct Keys {
     runsc_path: Option<PathBuf>,
     security_mode: Option<String>,
     container_runtime: Option<String>,
@@ -166,7 +178,7 @@ const SERVER_KEYS: [&str; 31] = [
     "job_types",
 ];
 
-impl File {
+impl Keys {
     /// Refuses what would make a sandbox weaker. Nothing here is switched off in silence.
     fn check_isolation(&self) -> Result<(), ConfigError> {
         match self.security_mode.as_deref() {
@@ -382,7 +394,7 @@ mod tests {
     fn a_file_that_others_can_change_is_not_used() {
         use std::os::unix::fs::PermissionsExt;
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o666)).unwrap();
         assert!(matches!(
             Config::load(Some(file.path())),
             Err(ConfigError::NotRoots { .. })

@@ -252,7 +252,13 @@ fn import(images: &Images, archive: impl Read) -> Result<Manifest, ArchiveError>
         to: file.as_file_mut(),
         digester: Digester::default(),
     };
-    io::copy(&mut second, &mut tee).map_err(failed)?;
+    let copied = io::copy(&mut second, &mut tee).map_err(failed)?;
+    if copied != manifest.size_bytes {
+        return Err(ArchiveError::Form {
+            found: format!("an image of {copied} bytes"),
+            wanted: "one of the size that its manifest says",
+        });
+    }
     let found = tee.digester.finish();
     if found != manifest.digest {
         return Err(ArchiveError::OtherImage {

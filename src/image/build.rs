@@ -156,7 +156,7 @@ fn in_place(source: PlaceError) -> BuildError {
 fn output_of(error: &ProcessError) -> &str {
     match error {
         ProcessError::Failed { stderr, .. } => stderr,
-        ProcessError::Start { .. } => "",
+        ProcessError::Start { .. } | ProcessError::TooSlow { .. } => "",
     }
 }
 

@@ -17,6 +17,10 @@ const MAX_FILES_BYTES: usize = 64 << 20;
 /// Files in `/input` at most.
 const MAX_FILES: usize = 100;
 
+/// Variables of the environment at most, and bytes of all of them: far below what exec takes.
+const MAX_VARIABLES: usize = 256;
+const MAX_ENV_BYTES: usize = 256 << 10;
+
 /// Longest name of an environment variable, and longest value, in bytes.
 const MAX_ENV_NAME: usize = 256;
 const MAX_ENV_VALUE: usize = 32 << 10;
@@ -191,8 +195,8 @@ impl Problems {
 
     fn check_input(&mut self, input: &str) {
         self.at_most("the input", input.len(), MAX_INPUT_BYTES);
-        // The caller's own JSON, checked for its sake; the depth is bounded by serde_json (128).
-        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(input) {
+        // Into a tree, since serde_json bounds the depth of a tree (128) and not of text it skips.
+        if let Err(error) = serde_json::from_str::<serde_json::Value>(input) {
             self.add(format!("the input is not JSON: {error}"));
         }
     }
@@ -224,6 +228,16 @@ impl Problems {
     }
 
     fn check_environment(&mut self, environment: &[(String, String)]) {
+        if environment.len() > MAX_VARIABLES {
+            let found = environment.len();
+            self.add(format!(
+                "{found} environment variables were given, and at most {MAX_VARIABLES} are allowed"
+            ));
+        }
+        let bytes = environment
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        self.at_most("the environment", bytes.sum(), MAX_ENV_BYTES);
         let mut names = BTreeSet::new();
         for (name, value) in environment {
             if !is_variable_name(name) {

@@ -7,9 +7,13 @@ mod flags;
 pub mod provision;
 
 use crate::sys::process;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// How much of the end of a log is looked at, in bytes.
+const MAX_LOG: u64 = 64 << 10;
 
 /// A runsc binary, verified by whoever made this.
 #[derive(Debug, Clone)]
@@ -97,8 +101,7 @@ impl Runsc {
 /// The last errors in runsc's log, for a message to people; empty where it logged none.
 pub fn logged_errors(places: &Places) -> String {
     // Written by runsc alone, but about a guest: read with bounds, shown and never interpreted.
-    let log = fs::read(places.log()).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log[log.len().saturating_sub(1 << 16)..]).into_owned();
+    let log = read_tail(&places.log()).unwrap_or_default();
     let errors = log
         .lines()
         .filter(|line| line.contains(r#""level":"error""#));
@@ -119,6 +122,16 @@ pub fn logged_errors(places: &Places) -> String {
     messages
         .split_off(messages.len().saturating_sub(2))
         .join("; ")
+}
+
+/// The end of a file, as text.
+fn read_tail(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(MAX_LOG);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_LOG).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -171,7 +184,7 @@ mod tests {
         assert_eq!(logged_errors(&places), "");
         let log = "{\"msg\":\"fine\",\"level\":\"info\"}\nnot json \"level\":\"error\"\n\
                    {\"msg\":\"first\",\"level\":\"error\"}\n{\"msg\":\"last\\n\",\"level\":\"error\"}\n";
-        fs::write(places.log(), log).unwrap();
+        std::fs::write(places.log(), log).unwrap();
         assert_eq!(logged_errors(&places), "first; last");
     }
 }

@@ -38,6 +38,9 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+/// How long after a cancel the last output may take to be taken.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Our own failures. How a job ends is never one of them.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
@@ -139,14 +142,29 @@ impl Sandboxes {
             &counters,
         );
         if let Some(events) = &order.events {
-            // The sandbox is gone; from here on a slow receiver holds up nobody but itself.
-            for event in pending {
-                if events.send(event).await.is_err() {
-                    break;
-                }
-            }
+            flush(events, pending, &order.cancel).await;
         }
         Ok(outcome)
+    }
+}
+
+/// Sends what nobody has taken yet. The sandbox is gone: a slow receiver holds up nobody but itself,
+/// and a cancel ends that too.
+async fn flush(events: &mpsc::Sender<Event>, pending: VecDeque<Event>, cancel: &CancellationToken) {
+    let send_all = async {
+        for event in pending {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
+    };
+    let impatient = async {
+        cancel.cancelled().await;
+        tokio::time::sleep(FLUSH).await;
+    };
+    tokio::select! {
+        () = send_all => {}
+        () = impatient => {}
     }
 }
 

@@ -31,6 +31,9 @@ pub enum ProbeError {
     Restore { why: String },
 }
 
+/// How long a checkpoint may take to be written. It takes 0.1 s.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Asks for a new user namespace, which gVisor grants to anybody unless the profile is in force.
 const REFUSED: &str = "
 import ctypes, errno, sys
@@ -91,7 +94,7 @@ async fn write_checkpoint(
     let mut command = sandboxes
         .runsc
         .checkpoint(&sandbox.places(), to, sandbox.id());
-    let written = process::run(&mut command);
+    let written = process::run_within(&mut command, PATIENCE);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
     written

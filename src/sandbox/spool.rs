@@ -43,6 +43,7 @@ pub(super) struct Spool {
     directory: PathBuf,
     file_bytes: u64,
     bytes_left: u64,
+    begun: usize,
     current: Option<Current>,
     files: Files,
 }
@@ -61,6 +62,7 @@ impl Spool {
             directory: directory.to_owned(),
             file_bytes: limits.artifact_bytes,
             bytes_left: limits.artifacts_total_bytes,
+            begun: 0,
             current: None,
             files: Files::default(),
         }
@@ -70,7 +72,7 @@ impl Spool {
         if self.current.is_some() {
             return Err(SpoolError::OutOfOrder);
         }
-        if self.files.collected.len() >= MAX_FILES {
+        if self.begun >= MAX_FILES {
             return Err(SpoolError::Limit);
         }
         if !is_relative_path(name) {
@@ -78,7 +80,8 @@ impl Spool {
                 name: name.chars().take(80).collect(),
             });
         }
-        let path = self.directory.join(self.files.collected.len().to_string());
+        let path = self.directory.join(self.begun.to_string());
+        self.begun += 1;
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -226,8 +229,10 @@ mod tests {
         spool.begin("a").unwrap();
         spool.end(false).unwrap();
         assert!(matches!(spool.data(b"1"), Err(SpoolError::OutOfOrder)));
+        spool.begin("b").unwrap();
+        spool.end(true).unwrap();
         let files = spool.finish();
-        assert!(files.collected.is_empty());
+        assert_eq!(files.collected.len(), 1);
         assert!(files.truncated);
     }
 }

@@ -29,6 +29,10 @@ const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
 /// How long an emptied cgroup may refuse to be removed (the kernel is still letting go of it).
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often a parent directory may vanish under our hands: as many other processes as may end in the
+/// microseconds between two system calls.
+const MAX_TRIES: u32 = 100;
+
 /// Why a cgroup could not be made, limited, read, killed or removed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
@@ -202,7 +206,7 @@ impl Hierarchy {
             self.controllers = needed.filter(offered).map(str::to_owned).collect();
             self.pass_controllers_on(&self.mount)?;
         }
-        self.make_parent()
+        unless_removed(|| self.make_parent())
     }
 
     fn make_parent(&self) -> Result<()> {
@@ -223,15 +227,10 @@ impl Hierarchy {
     /// Makes a leaf exclusively: one that exists is not ours, whatever its name says.
     fn make_leaf(&self, name: &str) -> Result<()> {
         let leaf = self.parent().join(name);
-        let made = match fs::create_dir(&leaf) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Another process was the last to use our parent directory, and removed it.
-                self.make_parent()?;
-                fs::create_dir(&leaf)
-            }
-            made => made,
-        };
-        made.map_err(CgroupError::file("make", &leaf))
+        unless_removed(|| {
+            self.make_parent()?;
+            fs::create_dir(&leaf).map_err(CgroupError::file("make", &leaf))
+        })
     }
 
     fn has(&self, controller: &str) -> bool {
@@ -245,6 +244,19 @@ impl Hierarchy {
             fs::write(&control, format!("+{controller}"))
                 .map_err(CgroupError::file("pass controllers on in", &control))
         })
+    }
+}
+
+/// Tries again when another process, the last to use our parent directory, removed it under our hands.
+fn unless_removed(make: impl Fn() -> Result<()>) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match make() {
+            Err(CgroupError::File { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && tries < MAX_TRIES => {}
+            outcome => return outcome,
+        }
     }
 }
 

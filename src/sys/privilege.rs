@@ -1,7 +1,7 @@
 //! Being root, and ceasing to be.
 
 use caps::{CapSet, Capability};
-use nix::unistd::{Gid, Uid, User, setgroups, setresgid, setresuid};
+use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
 use std::io;
 
 /// What running a sandbox takes: namespaces, mounts, other users' processes and files.
@@ -24,6 +24,8 @@ pub enum PrivilegeError {
     Missing { capability: Capability },
     #[error("cannot read the capabilities of this process")]
     Read { source: caps::errors::CapsError },
+    #[error("there is no user `{user}` to become: run `tako-vm setup`")]
+    NoUser { user: String },
     #[error("cannot give up {what}")]
     Drop {
         what: &'static str,
@@ -52,8 +54,9 @@ pub fn require_root() -> Result<(), PrivilegeError> {
     }
 }
 
-/// Gives up root for good, in every thread: afterwards this process is `user`, or `nobody` where
-/// that user does not exist, without groups and capabilities. Bytes of a program may then be parsed.
+/// Gives up root for good, in every thread: afterwards this process is `user`, without groups and
+/// capabilities. Bytes of a program may then be parsed. Never as `nobody`, whose uid the sentries of
+/// all sandboxes have.
 ///
 /// A process that is not root has nothing to give up.
 ///
@@ -70,11 +73,9 @@ pub fn drop_root(user: &str) -> Result<(), PrivilegeError> {
         }
     };
     let entry = User::from_name(user).map_err(drop_error("root for that user"))?;
-    let (uid, gid) = entry.map_or(
-        // nobody and nogroup: there is no user of ours before `tako-vm setup` ran.
-        (Uid::from_raw(65534), Gid::from_raw(65534)),
-        |entry| (entry.uid, entry.gid),
-    );
+    let User { uid, gid, .. } = entry.ok_or_else(|| PrivilegeError::NoUser {
+        user: user.to_owned(),
+    })?;
     setgroups(&[]).map_err(drop_error("the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(drop_error("the group"))?;
     setresuid(uid, uid, uid).map_err(drop_error("the user"))?;

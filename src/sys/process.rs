@@ -9,10 +9,14 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 /// Where programs are looked up, whatever the caller's own `PATH` says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -23,6 +27,8 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 pub enum ProcessError {
     #[error("cannot start `{program}`")]
     Start { program: String, source: io::Error },
+    #[error("`{program}` did not end within {limit:?}")]
+    TooSlow { program: String, limit: Duration },
     #[error("`{program}` failed ({status}){}", tail(stderr))]
     Failed {
         program: String,
@@ -114,6 +120,61 @@ pub fn run(command: &mut Command) -> Result<Printed, ProcessError> {
             stderr,
         })
     }
+}
+
+/// Runs a program as [`run`] does, but kills it when it takes longer than `limit`.
+///
+/// Its output goes to files without names: a pipe would be held open by whatever it leaves behind.
+///
+/// # Errors
+/// [`ProcessError::TooSlow`], and those of [`run`].
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<Printed, ProcessError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |source| ProcessError::Start {
+        program: name.clone(),
+        source,
+    };
+    let [mut stdout, mut stderr] = [
+        tempfile::tempfile().map_err(failed)?,
+        tempfile::tempfile().map_err(failed)?,
+    ];
+    close_descriptors_at_exec(command);
+    command.stdout(stdout.try_clone().map_err(failed)?);
+    command.stderr(stderr.try_clone().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let handle = PidFd::open(child.id().cast_signed()).map_err(failed)?;
+    let (ended, watched) = mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        let overdue = watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+        overdue && handle.kill().is_ok()
+    });
+    let status = child.wait().map_err(failed)?;
+    drop(ended);
+    if watch.join().is_ok_and(|killed| killed) {
+        return Err(ProcessError::TooSlow {
+            program: name,
+            limit,
+        });
+    }
+    let stdout = read_from_start(&mut stdout).map_err(failed)?;
+    let stderr = read_from_start(&mut stderr).map_err(failed)?;
+    if status.success() {
+        Ok(Printed { stdout, stderr })
+    } else {
+        Err(ProcessError::Failed {
+            program: name,
+            status,
+            stdout,
+            stderr,
+        })
+    }
+}
+
+fn read_from_start(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Runs a program as [`run`] does, and tells it to end (SIGTERM) when we do, however that comes.
@@ -283,6 +344,18 @@ mod tests {
             panic!("{error}")
         };
         assert_eq!(stdout, "out\n");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed_whatever_it_left_behind() {
+        let mut command = program("sh");
+        command.args(["-c", "echo begun; sleep 5 & wait"]);
+        let started = std::time::Instant::now();
+        let error = run_within(&mut command, Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(3));
+        let printed = run_within(program("echo").arg("fine"), Duration::from_secs(9)).unwrap();
+        assert_eq!(printed.stdout, "fine\n");
     }
 
     #[test]

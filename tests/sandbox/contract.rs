@@ -525,7 +525,7 @@ async fn a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewh
 }
 
 /// What programs do with the standard library, each a function that must not raise.
-const STANDARD_LIBRARY: &str = r#"
+const STANDARD_LIBRARY: &str = r"
 import asyncio, concurrent.futures, ctypes, multiprocessing, os, pathlib, shutil, signal, socket
 import sqlite3, ssl, subprocess, tempfile, threading, time, zoneinfo
 
@@ -630,7 +630,7 @@ if __name__ == '__main__':
             part()
         except BaseException as error:
             print(part.__name__, type(error).__name__, error)
-"#;
+";
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]

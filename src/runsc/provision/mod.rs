@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// The binary's name in a set.
@@ -33,6 +34,9 @@ const COMPLAINTS: [(&str, &str); 2] = [
     ("unknown platform: systrap", "the systrap platform"),
     ("not defined: -oci-seccomp", "the flag `--oci-seccomp`"),
 ];
+
+/// How long a runsc may take to answer what it is. It takes 20 ms.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why there is no runsc to use.
 #[derive(Debug, thiserror::Error)]
@@ -235,6 +239,9 @@ impl Candidate {
         };
         let path = place::trusted(Path::new(&found))
             .map_err(|source| ProvisionError::Untrusted { source })?;
+        for helper in set::helpers_of(&path)? {
+            place::trusted(&helper).map_err(|source| ProvisionError::Untrusted { source })?;
+        }
         Self::given(state_dir, &path).map(Some)
     }
 
@@ -309,7 +316,7 @@ fn set_in(work: &TempDir) -> PathBuf {
 
 /// The release, from the first line of `runsc --version`: `runsc version RELEASE`.
 fn version(binary: &Path, origin: &str) -> Result<String, ProvisionError> {
-    let printed = process::run(process::program(binary).arg("--version"));
+    let printed = process::run_within(process::program(binary).arg("--version"), PATIENCE);
     let printed = printed.map_err(|source| ProvisionError::Start {
         origin: origin.to_owned(),
         source,
@@ -328,12 +335,12 @@ fn check_flags(
     let mut command = process::program(binary);
     command.arg("--root").arg(work.path().join("root"));
     command.args(["--platform=systrap", "--oci-seccomp", "list"]);
-    let Err(source) = process::run(&mut command) else {
+    let Err(source) = process::run_within(&mut command, PATIENCE) else {
         return Ok(());
     };
     let said = match &source {
         ProcessError::Failed { stdout, stderr, .. } => format!("{stdout}{stderr}"),
-        ProcessError::Start { .. } => String::new(),
+        ProcessError::Start { .. } | ProcessError::TooSlow { .. } => String::new(),
     };
     let (origin, version) = (origin.to_owned(), version.to_owned());
     let complaint = COMPLAINTS.iter().find(|(text, _)| said.contains(text));

@@ -74,14 +74,22 @@ pub(super) fn copy(given: &Path, binary: &Path, to: &Path) -> Result<(), Provisi
         });
     }
     copy_file(binary, &to.join(RUNSC))?;
-    let helpers = binary.with_file_name(HELPERS);
-    if helpers.is_dir() {
-        for path in files_below(&helpers)? {
-            let name = path.strip_prefix(&helpers).unwrap_or(&path);
-            copy_file(&path, &to.join(HELPERS).join(name))?;
-        }
+    let beside = binary.parent().unwrap_or(Path::new("/"));
+    for path in helpers_of(binary)? {
+        let name = path.strip_prefix(beside).unwrap_or(&path);
+        copy_file(&path, &to.join(name))?;
     }
     Ok(())
+}
+
+/// The helpers that lie beside a binary, as current releases of gVisor have them.
+pub(super) fn helpers_of(binary: &Path) -> Result<Vec<PathBuf>, ProvisionError> {
+    let helpers = binary.with_file_name(HELPERS);
+    if helpers.is_dir() {
+        files_below(&helpers)
+    } else {
+        Ok(Vec::new())
+    }
 }
 
 fn copy_file(from: &Path, to: &Path) -> Result<(), ProvisionError> {
