@@ -7,8 +7,8 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+mod command;
 mod contract;
-mod death;
 mod host;
 mod output;
 mod seccomp;

@@ -1,7 +1,7 @@
 //! Proof of death: whatever a job and its runsc do, soon after it is to end all of it is dead.
 
-use crate::host::{Company, Host, Part, job, runsc_binary, signal};
-use crate::termination::script;
+use crate::alone;
+use crate::host::{Company, Host, Part, job, runsc_binary, script, signal};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 use tako_vm::job::{JobSpec, Phase, Termination};
@@ -13,13 +13,17 @@ const PROMISE: Duration = Duration::from_secs(1);
 /// From a time limit to the moment when the host no longer waits for init.
 const BACKSTOP: Duration = Duration::from_secs(3);
 
+/// They begin to spin together, once all are there.
 const SPINNERS: &str = "
 import os
+reading, writing = os.pipe()
 for _ in range(39):
     if os.fork() == 0:
-        break
-else:
-    print('up', flush=True)
+        os.close(writing)
+        os.read(reading, 1)
+        while True: pass
+print('up', flush=True)
+os.close(writing)
 while True: pass
 ";
 
@@ -148,6 +152,7 @@ impl Case {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn forty_jobs_that_resist_are_dead_within_a_second_of_a_cancel() {
+    let _alone = alone().await;
     let mut worst = Vec::new();
     for case in cases() {
         let mut times = Vec::new();
@@ -165,6 +170,7 @@ async fn forty_jobs_that_resist_are_dead_within_a_second_of_a_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped() {
+    let _alone = alone().await;
     let all = cases().map(|mut case| {
         tokio::spawn(async move {
             let time = case.time_out().await;
@@ -180,6 +186,7 @@ async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn a_runsc_that_never_starts_anything_is_gone_at_once_when_cancelled() {
+    let _alone = alone().await;
     let directory = tempfile::tempdir().unwrap();
     let host = Host::with_runsc(&script(
         directory.path(),
