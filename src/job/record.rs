@@ -40,6 +40,8 @@ pub struct Outcome {
     pub timing: Timing,
     /// What it used.
     pub usage: ResourceUsage,
+    /// From the beginning of the kill until the cgroup was proven empty. Not part of the record.
+    pub kill_time: Duration,
 }
 
 /// The beginning of a stream, and how long the whole was.

@@ -343,7 +343,7 @@ impl<'a> Attendance<'a> {
 
     /// runsc has ended. Whatever it started ends with it; then the stream ends, after all that was
     /// sent before.
-    fn abandon(&mut self, sandbox: &Sandbox) {
+    fn abandon(&mut self, sandbox: &mut Sandbox) {
         self.orphaned = true;
         self.deadline = self.deadline.min(Instant::now() + DRAIN);
         // An error comes back in the teardown, which kills again.

@@ -233,6 +233,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
         ended_at: Timestamp::now(),
         timing,
         usage,
+        kill_time: counters.kill_time,
     };
     (outcome, attended.pending)
 }

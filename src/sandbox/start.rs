@@ -31,6 +31,7 @@ pub(super) struct Sandbox {
     leaf: Leaf,
     pub(super) runsc: Child,
     runsc_pid: Option<i32>,
+    kill_time: Duration,
     stderr: JoinHandle<String>,
     pub(super) guest: Guest,
     pub(super) stdin: Option<ChildStdin>,
@@ -52,6 +53,7 @@ pub(super) struct Counters {
     pub(super) oom_kills: u64,
     pub(super) memory_peak: u64,
     pub(super) cpu_time: Duration,
+    pub(super) kill_time: Duration,
 }
 
 impl Sandbox {
@@ -101,6 +103,7 @@ impl Sandbox {
             directory,
             leaf,
             runsc_pid: runsc.id().and_then(|pid| pid.try_into().ok()),
+            kill_time: Duration::ZERO,
             stdin: runsc.stdin.take(),
             runsc,
             stderr: tokio::spawn(read_some(stderr)),
@@ -132,8 +135,10 @@ impl Sandbox {
     }
 
     /// Kills everything in the cgroup.
-    pub(super) fn kill(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
-        self.leaf.kill(KILL_PATIENCE, self.runsc_pid)
+    pub(super) fn kill(&mut self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        // Added up: the teardown kills again what was killed before, and finds nobody.
+        self.kill_time += self.leaf.kill(KILL_PATIENCE, self.runsc_pid)?;
+        Ok(())
     }
 
     /// What runsc said of its own failure, for people.
@@ -152,7 +157,7 @@ impl Sandbox {
         // Off the async threads: this waits for the kernel. Everything is tried; the first error wins.
         let task = tokio::task::spawn_blocking(move || {
             let killed = self.kill().map_err(TeardownError::Kill);
-            let counters = read_counters(&self.leaf).map_err(TeardownError::Counters);
+            let counters = self.read_counters().map_err(TeardownError::Counters);
             let removed = self.leaf.remove().map_err(TeardownError::Cgroup);
             let path = &self.directory.0;
             let cleared = fs::remove_dir_all(path).map_err(|source| TeardownError::Directory {
@@ -170,14 +175,15 @@ impl Sandbox {
         }
         cleared
     }
-}
 
-fn read_counters(leaf: &Leaf) -> Result<Counters, crate::sys::cgroup::CgroupError> {
-    Ok(Counters {
-        oom_kills: leaf.oom_kills()?,
-        memory_peak: leaf.memory_peak()?,
-        cpu_time: leaf.cpu_time()?,
-    })
+    fn read_counters(&self) -> Result<Counters, crate::sys::cgroup::CgroupError> {
+        Ok(Counters {
+            oom_kills: self.leaf.oom_kills()?,
+            memory_peak: self.leaf.memory_peak()?,
+            cpu_time: self.leaf.cpu_time()?,
+            kill_time: self.kill_time,
+        })
+    }
 }
 
 /// The beginning of what runsc wrote to stderr; the rest is read and dropped, so that it never blocks.

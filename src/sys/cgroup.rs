@@ -408,11 +408,12 @@ impl Leaf {
 
     /// Kills everything inside and proves it: returns once `cgroup.procs` is empty everywhere.
     ///
-    /// Dead children of ours are buried, all but `keep`, whose status somebody else waits for.
+    /// Dead children of ours are buried, all but `keep`, whose status somebody else waits for. Returns
+    /// the time from the beginning of the freeze until the proof.
     ///
     /// # Errors
     /// [`CgroupError::Alive`] when a process is still there after `patience`.
-    pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<()> {
+    pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<Duration> {
         let started = Instant::now();
         self.lift_cpu_limit();
         let mut buried = BTreeSet::new();
@@ -421,7 +422,7 @@ impl Leaf {
             buried.extend(alive.iter().copied());
             buried.retain(|pid| Some(*pid) != keep);
             if alive.is_empty() || self.await_empty(&buried)? {
-                return Ok(());
+                return Ok(started.elapsed());
             }
             if started.elapsed() > patience {
                 let (path, _) = self.place(self.hierarchies.freezer);
