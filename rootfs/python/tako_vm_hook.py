@@ -36,10 +36,14 @@ def install():
         if exception is None or getpid() != main:
             return
         try:
-            classes = " ".join(c.__name__ for c in type(exception).__mro__ if c is not object)
-            report("exception", str(main), classes[:1000], str(exception))
+            message = str(exception)
         except BaseException:
-            pass  # the program's own `__str__` failed; its exit status says enough
+            message = ""  # the program's own `__str__` failed; the class is known all the same
+        try:
+            classes = " ".join(c.__name__ for c in type(exception).__mro__ if c is not object)
+            report("exception", str(main), classes[:1000], message)
+        except BaseException:
+            pass  # the exit status says enough
 
     # The first to register is the last to run, after everything that the program registers.
     atexit.register(at_exit)

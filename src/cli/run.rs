@@ -298,7 +298,8 @@ fn explain(outcome: &Outcome) {
         outcome.termination,
         Termination::Exited(_) | Termination::Signalled(_) | Termination::Cancelled
     );
-    if ended_by_us && let Some(error) = outcome.termination.error(None) {
+    let phase = outcome.timing.phase_at_exit;
+    if ended_by_us && let Some(error) = outcome.termination.error(None, phase) {
         super::complain(&output::visible(&error.message));
         if let Some(hint) = hint(&outcome.termination) {
             super::hint(hint);

@@ -223,7 +223,9 @@ impl Record {
         let exit_code = outcome.termination.exit_code();
         Self {
             status: outcome.termination.status(),
-            error: outcome.termination.error(outcome.exception.as_ref()),
+            error: outcome
+                .termination
+                .error(outcome.exception.as_ref(), outcome.timing.phase_at_exit),
             job_type: "default".to_owned(),
             job_version: image.to_owned(),
             job_ref: image.to_owned(),
@@ -281,17 +283,18 @@ impl Termination {
         }
     }
 
-    /// The phase in which the job ended, or `completed` when it succeeded.
-    pub fn phase_at_exit(&self) -> &'static str {
+    /// The phase in which the job ended, or `completed` when it succeeded. `reached` is how far it
+    /// came.
+    pub fn phase_at_exit(&self, reached: Phase) -> &'static str {
         match self {
             Self::Exited(0) => "completed",
-            Self::TimedOut(Phase::Startup) | Self::SandboxLost(_) => "startup",
-            _ => "execution",
+            Self::TimedOut(phase) => phase.name(),
+            _ => reached.name(),
         }
     }
 
-    /// The error report; `None` when the program succeeded.
-    pub fn error(&self, exception: Option<&Exception>) -> Option<ErrorReport> {
+    /// The error report of a job that ended in `phase`; `None` when the program succeeded.
+    pub fn error(&self, exception: Option<&Exception>, phase: &'static str) -> Option<ErrorReport> {
         let (kind, message) = match self {
             Self::Exited(0) => return None,
             Self::Exited(code) => exited(*code, exception),
@@ -319,7 +322,7 @@ impl Termination {
         Some(ErrorReport {
             kind,
             message,
-            phase: Some(self.phase_at_exit()),
+            phase: Some(phase),
         })
     }
 }

@@ -16,6 +16,16 @@ pub enum Phase {
     Execution,
 }
 
+impl Phase {
+    /// Its name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Execution => "execution",
+        }
+    }
+}
+
 /// Why we, init or the supervisor, killed a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Killed {

@@ -22,7 +22,7 @@ pub use attend::Event;
 pub use probe::{ProbeError, probe};
 
 use crate::bundle::{self, BundleError, seccomp};
-use crate::job::{JobSpec, Outcome, ResourceUsage, Timing, milliseconds};
+use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};
 use crate::runsc::Runsc;
 use crate::sys::cgroup::{CgroupError, Hierarchies};
 use crate::sys::process;
@@ -199,6 +199,10 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
     let mut evidence = attended.evidence;
     evidence.oom_kills = counters.oom_kills;
     let termination = evidence.verdict();
+    let reached = match attended.startup_ms {
+        None => Phase::Startup,
+        Some(_) => Phase::Execution,
+    };
     let timing = Timing {
         start: "cold",
         sandbox_ms: attended.ready_after.map_or(total_ms, milliseconds),
@@ -206,7 +210,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
         dep_install_ms: None,
         execution_ms: attended.execution_ms,
         total_ms,
-        phase_at_exit: termination.phase_at_exit(),
+        phase_at_exit: termination.phase_at_exit(reached),
     };
     #[expect(clippy::cast_precision_loss, reason = "a figure for people, in MiB")]
     let max_rss_mb = counters.memory_peak as f64 / f64::from(1 << 20);

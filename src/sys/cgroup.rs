@@ -26,6 +26,10 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// How long processes may take to freeze before they are killed all the same.
 const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
 
+/// How long killed processes may take to die before whoever is left is killed again. Freezing them at
+/// once would only hold them up.
+const ROUND: Duration = Duration::from_millis(20);
+
 /// How long an emptied cgroup may refuse to be removed (the kernel is still letting go of it).
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -411,14 +415,13 @@ impl Leaf {
     /// [`CgroupError::Alive`] when a process is still there after `patience`.
     pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<Duration> {
         let started = Instant::now();
+        self.lift_cpu_limit();
         let mut buried = BTreeSet::new();
         loop {
             let alive = self.kill_once()?;
             buried.extend(alive.iter().copied());
-            for &pid in buried.iter().filter(|pid| Some(**pid) != keep) {
-                process::reap(pid);
-            }
-            if alive.is_empty() {
+            buried.retain(|pid| Some(*pid) != keep);
+            if alive.is_empty() || self.await_empty(&buried)? {
                 return Ok(started.elapsed());
             }
             if started.elapsed() > patience {
@@ -428,6 +431,35 @@ impl Leaf {
                     count: alive.len(),
                     waited: patience,
                 });
+            }
+        }
+    }
+
+    /// Dying takes CPU time as well, and what spun until now has used up its own.
+    fn lift_cpu_limit(&self) {
+        let (directory, v2) = self.place(self.hierarchies.cpu);
+        let lifted = if v2 {
+            fs::write(directory.join("cpu.max"), "max")
+        } else {
+            fs::write(directory.join("cpu.cfs_quota_us"), "-1")
+        };
+        // Where it stays, they die all the same, only later.
+        drop(lifted);
+    }
+
+    /// Leaves those that were killed a moment to die, undisturbed by the freezer; whether nobody is
+    /// left inside.
+    fn await_empty(&self, buried: &BTreeSet<i32>) -> Result<bool> {
+        let deadline = Instant::now() + ROUND;
+        loop {
+            for &pid in buried {
+                process::reap(pid);
+            }
+            if self.processes()?.is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

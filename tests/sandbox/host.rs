@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tako_vm::image::Images;
@@ -101,11 +102,7 @@ impl Host {
     pub(crate) async fn run_with(&self, job: &JobSpec, company: Company) -> Ran {
         let ran = self.try_run(job, company).await.unwrap();
         assert_gone(&ran.outcome.id);
-        let left = self
-            .directory
-            .path()
-            .join("sandboxes")
-            .join(&ran.outcome.id);
+        let left = self.directory().join("sandboxes").join(&ran.outcome.id);
         assert!(!left.exists(), "`{}` is left", left.display());
         ran
     }
@@ -137,9 +134,14 @@ impl Host {
         })
     }
 
+    /// The directory that all of this lies in.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Names of the sandboxes that exist on this host now.
     pub(crate) fn sandboxes(&self) -> Vec<String> {
-        names_in(&self.directory.path().join("sandboxes"))
+        names_in(&self.directory().join("sandboxes"))
     }
 
     /// Waits until the one job of this host has printed something, and returns its sandbox.
@@ -183,13 +185,28 @@ impl Ran {
     /// Type of the error report, if there is one.
     pub(crate) fn error_type(&self) -> Option<&'static str> {
         let exception = self.outcome.exception.as_ref();
-        Some(self.outcome.termination.error(exception)?.kind)
+        let phase = self.outcome.timing.phase_at_exit;
+        Some(self.outcome.termination.error(exception, phase)?.kind)
     }
 }
 
 /// A sandbox that is there, seen from outside.
 pub(crate) struct Sandbox {
     pub(crate) id: String,
+}
+
+/// A runsc of the test's own: a script that finds the real one in `$RUNSC`.
+pub(crate) fn script(directory: &Path, body: &str) -> PathBuf {
+    let path = directory.join("runsc");
+    let real = runsc_binary();
+    let text = format!("#!/bin/sh\nRUNSC='{}'\n{body}\n", real.display());
+    // Written under another name and closed before it is started: a concurrent fork that still
+    // holds it open for writing would make that fail (ETXTBSY).
+    let draft = directory.join("draft");
+    fs::write(&draft, text).unwrap();
+    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&draft, &path).unwrap();
+    path
 }
 
 /// What a process of a sandbox is, as its command line has it.

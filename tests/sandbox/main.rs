@@ -7,8 +7,9 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+mod command;
 mod contract;
-mod death;
 mod host;
+mod output;
 mod seccomp;
 mod termination;

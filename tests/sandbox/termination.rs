@@ -1,13 +1,11 @@
 //! How a job ended is told by evidence: sixty endings, in no order, two at a time.
 
-use crate::host::{Company, Host, Part, Ran, job, request, runsc_binary, signal};
+use crate::host::{Company, Host, Part, Ran, job, request, script, signal};
 use nix::sys::signal::Signal;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::VecDeque;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tako_vm::job::{InputFile, JobRequest, JobSpec, Phase, Termination};
@@ -126,20 +124,6 @@ impl Case {
         };
         tokio::join!(host.run_with(&self.job, company), meddle).0
     }
-}
-
-/// A runsc of the test's own: a script that finds the real one in `$RUNSC`.
-pub(crate) fn script(directory: &Path, body: &str) -> PathBuf {
-    let path = directory.join("runsc");
-    let real = runsc_binary();
-    let text = format!("#!/bin/sh\nRUNSC='{}'\n{body}\n", real.display());
-    // Written under another name and closed before it is started: a concurrent fork that still
-    // holds it open for writing would make that fail (ETXTBSY).
-    let draft = directory.join("draft");
-    fs::write(&draft, text).unwrap();
-    fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&draft, &path).unwrap();
-    path
 }
 
 fn with_memory(code: &str, mebibytes: u64) -> JobSpec {
@@ -368,8 +352,8 @@ fn lost_sandboxes() -> Vec<Case> {
     vec![
         killed("sentry killed", &[Part::Sentry]),
         killed("sentry killed again", &[Part::Sentry]),
-        killed("stubs killed", &[Part::Stub]),
         killed("all but runsc killed", &[Part::Sentry, Part::Stub]),
+        killed("all but the sentry killed", &[Part::Runsc, Part::Stub]),
         killed("runsc killed", &[Part::Runsc]),
         killed("runsc killed again", &[Part::Runsc]),
         replaced(
@@ -491,4 +475,27 @@ async fn runsc_is_started_with_every_flag_of_the_table() {
         assert!(arguments.contains(flag), "{flag}: {arguments}");
     }
     assert!(arguments.trim().ends_with(&ran.outcome.id), "{arguments}");
+}
+
+/// Without its address spaces the sentry ends, or waits for them for ever: then the time limit holds.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_program_whose_address_space_is_killed_never_seems_to_have_ended_by_itself() {
+    let mut job = job(UP);
+    job.limits.execution = Duration::from_secs(1);
+    let expected = Termination::TimedOut(Phase::Execution);
+    for _ in 0..3 {
+        let case = Case::new(
+            "stubs killed",
+            job.clone(),
+            expected.clone(),
+            "execution_timeout",
+        )
+        .with(Event::Kill(&[Part::Stub]));
+        let ran = case.run(&Host::new()).await;
+        let found = ran.outcome.termination;
+        let lost = matches!(found, Termination::SandboxLost(_));
+        assert!(lost || found == expected, "{found:?}");
+        assert!(ran.took < Duration::from_secs(6), "{:?}", ran.took);
+    }
 }

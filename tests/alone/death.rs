@@ -1,7 +1,7 @@
 //! Proof of death: whatever a job and its runsc do, soon after it is to end all of it is dead.
 
-use crate::host::{Company, Host, Part, job, runsc_binary, signal};
-use crate::termination::script;
+use crate::alone;
+use crate::host::{Company, Host, Part, job, runsc_binary, script, signal};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 use tako_vm::job::{JobSpec, Phase, Termination};
@@ -13,13 +13,17 @@ const PROMISE: Duration = Duration::from_secs(1);
 /// From a time limit to the moment when the host no longer waits for init.
 const BACKSTOP: Duration = Duration::from_secs(3);
 
+/// They begin to spin together, once all are there.
 const SPINNERS: &str = "
 import os
+reading, writing = os.pipe()
 for _ in range(39):
     if os.fork() == 0:
-        break
-else:
-    print('up', flush=True)
+        os.close(writing)
+        os.read(reading, 1)
+        while True: pass
+print('up', flush=True)
+os.close(writing)
 while True: pass
 ";
 
@@ -39,7 +43,9 @@ const CALM: &str = "import time; print('up', flush=True); time.sleep(1000)";
 /// The real runsc works, but the command that we wait for ends at no signal and at no end.
 const HANGING: &str = r#"
 trap '' TERM INT HUP
-"$RUNSC" "$@" <&0 &
+exec 3<&0
+"$RUNSC" "$@" <&3 3<&- &
+exec 3<&-
 while :; do sleep 1000; done
 "#;
 
@@ -116,7 +122,7 @@ impl Case {
     async fn time_out(&mut self) -> Duration {
         let directory = tempfile::tempdir().unwrap();
         let host = self.host(directory.path());
-        self.job.limits.execution = Duration::from_secs(1);
+        self.job.limits.execution = Duration::from_secs(3);
         let (sender, mut events) = mpsc::channel(16);
         let company = Company {
             events: Some(sender),
@@ -146,6 +152,7 @@ impl Case {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn forty_jobs_that_resist_are_dead_within_a_second_of_a_cancel() {
+    let _alone = alone().await;
     let mut worst = Vec::new();
     for case in cases() {
         let mut times = Vec::new();
@@ -163,6 +170,7 @@ async fn forty_jobs_that_resist_are_dead_within_a_second_of_a_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped() {
+    let _alone = alone().await;
     let all = cases().map(|mut case| {
         tokio::spawn(async move {
             let time = case.time_out().await;
@@ -178,6 +186,7 @@ async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn a_runsc_that_never_starts_anything_is_gone_at_once_when_cancelled() {
+    let _alone = alone().await;
     let directory = tempfile::tempdir().unwrap();
     let host = Host::with_runsc(&script(
         directory.path(),
