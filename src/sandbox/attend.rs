@@ -251,6 +251,7 @@ impl<'a> Attendance<'a> {
                 && let Some(stdin) = stdin.take()
             {
                 self.known.ready_after = Some(sandbox.age());
+                sandbox.expedited = None;
                 sandbox
                     .limit_cpu(self.limits.millicpus)
                     .map_err(|source| Fault::Cpu { source })?;

@@ -5,7 +5,7 @@ use super::{SandboxError, Sandboxes, TeardownError, make_private, specification}
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
-use crate::sys::cgroup::{Leaf, LeafLimits};
+use crate::sys::cgroup::{Expedited, Leaf, LeafLimits};
 use crate::sys::process;
 use std::fs;
 use std::io;
@@ -24,17 +24,22 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_STDERR: u64 = 4096;
 
 /// A started sandbox.
+///
+/// Dropped without a teardown, it goes in the order of its fields: runsc, then all that is in the
+/// cgroup, then the directory that both have used.
 pub(super) struct Sandbox {
+    pub(super) runsc: Child,
+    leaf: Leaf,
+    directory: Directory,
     id: String,
     started: Instant,
-    directory: Directory,
-    leaf: Leaf,
-    pub(super) runsc: Child,
     runsc_pid: Option<i32>,
     kill_time: Duration,
     stderr: JoinHandle<String>,
     pub(super) guest: Guest,
     pub(super) stdin: Option<ChildStdin>,
+    /// Until it is ready, runsc moves processes between cgroups.
+    pub(super) expedited: Option<Expedited>,
 }
 
 /// The directory of one sandbox; removed when dropped, if teardown did not do so.
@@ -76,6 +81,7 @@ impl Sandbox {
         command: impl FnOnce(&Places, &Path, &str) -> Command,
     ) -> Result<Self, SandboxError> {
         let started = Instant::now();
+        let expedited = Some(shared.hierarchies.expedite());
         // 128 random bits: a name is never given twice, so an old sandbox is never taken for a new one.
         let id = format!("tako-{}", hex::encode(rand::random::<[u8; 16]>()));
         let directory = Directory(shared.directory.join(&id));
@@ -108,6 +114,7 @@ impl Sandbox {
             runsc,
             stderr: tokio::spawn(read_some(stderr)),
             guest: Guest::new(stdout),
+            expedited,
         })
     }
 
