@@ -564,16 +564,17 @@ fn a_terminal_is_shown_what_a_pipe_is_given() {
     assert_eq!(piped.stdout, "\x1b[2Jgrün\x07\n".as_bytes());
 
     let terminal = nix::pty::openpty(None, None).unwrap();
-    let mut child = command(&["-c", ESCAPES]);
-    let mut child = child.stdout(Stdio::from(terminal.slave)).spawn().unwrap();
+    let mut child = {
+        // Holds our copy of the slave until it is dropped.
+        let mut command = command(&["-c", ESCAPES]);
+        let command = command.stdout(Stdio::from(terminal.slave));
+        command.spawn().unwrap()
+    };
     let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
     let mut master = File::from(terminal.master);
     // Reading fails with EIO once nobody has the other side open any more.
     while let Ok(count @ 1..) = master.read(&mut chunk) {
         shown.extend_from_slice(&chunk[..count]);
-        if child.try_wait().unwrap().is_some() {
-            break;
-        }
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(text(&shown), "\\u{1b}[2Jgrün\\u{7}\r\n");
