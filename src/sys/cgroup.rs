@@ -32,6 +32,9 @@ const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
 /// once would only hold them up.
 const ROUND: Duration = Duration::from_millis(20);
 
+/// How long the dead may take to become ours to bury. They are dead all the same.
+const BURIAL: Duration = Duration::from_millis(200);
+
 /// How long an emptied cgroup may refuse to be removed (the kernel is still letting go of it).
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -488,13 +491,14 @@ impl Leaf {
     pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<Duration> {
         let started = Instant::now();
         self.lift_cpu_limit();
-        let mut buried = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         loop {
             let alive = self.kill_once()?;
-            buried.extend(alive.iter().copied());
-            buried.retain(|pid| Some(*pid) != keep);
-            if alive.is_empty() || self.await_empty(&buried)? {
-                return Ok(started.elapsed());
+            seen.extend(alive.iter().copied());
+            if alive.is_empty() || self.await_empty()? {
+                let time = started.elapsed();
+                self.bury(&seen, keep);
+                return Ok(time);
             }
             if started.elapsed() > patience {
                 let (path, _) = self.place(self.hierarchies.freezer);
@@ -521,12 +525,9 @@ impl Leaf {
 
     /// Leaves those that were killed a moment to die, undisturbed by the freezer; whether nobody is
     /// left inside.
-    fn await_empty(&self, buried: &BTreeSet<i32>) -> Result<bool> {
+    fn await_empty(&self) -> Result<bool> {
         let deadline = Instant::now() + ROUND;
         loop {
-            for &pid in buried {
-                process::reap(pid);
-            }
             if self.processes()?.is_empty() {
                 return Ok(true);
             }
@@ -535,6 +536,38 @@ impl Leaf {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Buries all that died inside, all but `keep`.
+    ///
+    /// A process leaves its cgroup before it is a zombie, and becomes ours only when its parent has
+    /// died as well: an empty cgroup is not the end of it. Those that ended before anybody saw them
+    /// are known by their cgroup, which a zombie keeps in version 2 alone (cgroups(7)).
+    fn bury(&self, seen: &BTreeSet<i32>, keep: Option<i32>) {
+        let deadline = Instant::now() + BURIAL;
+        loop {
+            let ours = process::children().unwrap_or_default();
+            let inside = ours.into_iter().filter(|pid| self.holds(*pid));
+            let there = |pid: &i32| Path::new("/proc").join(pid.to_string()).exists();
+            let mut left: BTreeSet<i32> = seen.iter().copied().filter(there).collect();
+            left.extend(inside);
+            left.retain(|pid| Some(*pid) != keep);
+            for &pid in &left {
+                process::reap(pid);
+            }
+            if left.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether a process, dead or alive, is in this leaf.
+    fn holds(&self, pid: i32) -> bool {
+        let path = self.cgroups_path();
+        let memberships = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let own = |line: &str| line.splitn(3, ':').nth(2) == Some(path.as_str());
+        memberships.lines().any(own)
     }
 
     /// One round; returns who was still inside before it.

@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -314,6 +316,26 @@ impl PidFd {
 /// When the kernel refuses (`prctl(2)`, `PR_SET_CHILD_SUBREAPER`).
 pub fn become_subreaper() -> io::Result<()> {
     Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Our children, inherited orphans included.
+///
+/// # Errors
+/// Those of reading `/proc` (Linux 3.5, `CONFIG_PROC_CHILDREN`).
+pub fn children() -> io::Result<BTreeSet<i32>> {
+    let mut children = BTreeSet::new();
+    for thread in fs::read_dir("/proc/self/task")? {
+        match fs::read_to_string(thread?.path().join("children")) {
+            Ok(pids) => children.extend(
+                pids.split_whitespace()
+                    .filter_map(|pid| pid.parse::<i32>().ok()),
+            ),
+            // A thread that has ended has left its children to another.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(children)
 }
 
 /// Buries `pid` if it is a dead child of ours; never waits, never touches any other child.

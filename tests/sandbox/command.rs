@@ -283,6 +283,46 @@ fn without_root_nothing_is_run() {
     state.assert_nothing_is_left();
 }
 
+/// All keys of a record, in alphabetical order.
+const KEYS: [&str; 31] = [
+    "artifacts",
+    "artifacts_skipped",
+    "artifacts_truncated",
+    "code_hash",
+    "created_at",
+    "duration_ms",
+    "ended_at",
+    "error",
+    "execution_id",
+    "exit_code",
+    "idempotency_key",
+    "input_artifacts",
+    "input_hash",
+    "job_ref",
+    "job_type",
+    "job_version",
+    "output",
+    "parent_execution_id",
+    "relationship",
+    "resource_usage",
+    "result_error",
+    "runtime",
+    "started_at",
+    "status",
+    "stderr",
+    "stderr_bytes",
+    "stderr_truncated",
+    "stdout",
+    "stdout_bytes",
+    "stdout_truncated",
+    "timing",
+];
+
+fn keys(object: &Value) -> Vec<&str> {
+    let object = object.as_object().unwrap();
+    object.keys().map(String::as_str).collect()
+}
+
 #[test]
 #[ignore = "needs root and runsc"]
 fn a_record_is_one_object_with_every_key() {
@@ -300,46 +340,7 @@ with open('/output/result.json', 'w') as file:
     json.dump([json.load(open('/input/data.json')), 1.50], file)
 ";
     let record = record(&["--input", r#"{"a": "ü"}"#, "--file", &table, "-c", code]);
-    let keys: Vec<_> = record
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
-    let expected = [
-        "artifacts",
-        "artifacts_skipped",
-        "artifacts_truncated",
-        "code_hash",
-        "created_at",
-        "duration_ms",
-        "ended_at",
-        "error",
-        "execution_id",
-        "exit_code",
-        "idempotency_key",
-        "input_artifacts",
-        "input_hash",
-        "job_ref",
-        "job_type",
-        "job_version",
-        "output",
-        "parent_execution_id",
-        "relationship",
-        "resource_usage",
-        "result_error",
-        "runtime",
-        "started_at",
-        "status",
-        "stderr",
-        "stderr_bytes",
-        "stderr_truncated",
-        "stdout",
-        "stdout_bytes",
-        "stdout_truncated",
-        "timing",
-    ];
-    assert_eq!(keys, expected);
+    assert_eq!(keys(&record), KEYS);
     assert_eq!(record["status"], "succeeded");
     assert_eq!(record["exit_code"], 0);
     assert_eq!(record["stdout"], "out\n");
@@ -467,7 +468,7 @@ raise SystemExit(5)
     assert_eq!(fs::read(out.join("plots/a b.txt")).unwrap(), b"plot");
     let names = names_in(&out);
     assert_eq!(names.len(), 2);
-    let temporary = names.iter().find(|name| name.ends_with(".bin")).unwrap();
+    let temporary = names.iter().find(|name| name.starts_with("tmp")).unwrap();
     assert_eq!(fs::read(out.join(temporary)).unwrap(), b"\0\xff");
     state.assert_nothing_is_left();
 }
@@ -564,16 +565,17 @@ fn a_terminal_is_shown_what_a_pipe_is_given() {
     assert_eq!(piped.stdout, "\x1b[2Jgrün\x07\n".as_bytes());
 
     let terminal = nix::pty::openpty(None, None).unwrap();
-    let mut child = command(&["-c", ESCAPES]);
-    let mut child = child.stdout(Stdio::from(terminal.slave)).spawn().unwrap();
+    let mut child = {
+        // Holds our copy of the slave until it is dropped.
+        let mut command = command(&["-c", ESCAPES]);
+        let command = command.stdout(Stdio::from(terminal.slave));
+        command.spawn().unwrap()
+    };
     let (mut shown, mut chunk) = (Vec::new(), [0; 4096]);
     let mut master = File::from(terminal.master);
     // Reading fails with EIO once nobody has the other side open any more.
     while let Ok(count @ 1..) = master.read(&mut chunk) {
         shown.extend_from_slice(&chunk[..count]);
-        if child.try_wait().unwrap().is_some() {
-            break;
-        }
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(text(&shown), "\\u{1b}[2Jgrün\\u{7}\r\n");

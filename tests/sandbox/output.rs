@@ -37,8 +37,8 @@ open('/output/went-on', 'w').close()
     job.limits.stderr_bytes = 4;
     let ran = Host::new().run(&job).await;
     assert_eq!(ran.outcome.termination, Termination::Exited(0));
-    let whole: String = (0..126).map(|number| format!("{number:07}\n")).collect();
-    assert_eq!(ran.outcome.stdout.bytes, whole.as_bytes()[..1001]);
+    let lines: Vec<_> = (0..126).map(|number| format!("{number:07}\n")).collect();
+    assert_eq!(ran.outcome.stdout.bytes, lines.concat().as_bytes()[..1001]);
     assert_eq!(ran.outcome.stdout.total, 800_000);
     assert!(ran.outcome.stdout.truncated());
     assert_eq!(ran.stderr(), "eeee");
@@ -181,8 +181,8 @@ print('error', file=sys.stderr)
         (stdout, stderr)
     });
     assert_eq!(ran.stdout(), "first\n0\n1\n");
-    let numbers: String = (0..100_000).map(|number| format!("{number}\n")).collect();
-    assert!(stdout == format!("first\n{numbers}").as_bytes());
+    let numbers: Vec<_> = (0..100_000).map(|number| format!("{number}\n")).collect();
+    assert!(stdout == format!("first\n{}", numbers.concat()).as_bytes());
     assert_eq!(stderr, b"error\n");
 }
 
@@ -255,11 +255,12 @@ raise Mute
 
     let odd = host
         .run(&job(
-            r"raise type('Odd\n\0 Name', (TypeError,), {})('a\0b\nc\udcff')",
+            r"raise type('Odd \udcff', (TypeError,), {})('a\0b\nc\udcff')",
         ))
         .await;
     assert_eq!(odd.outcome.termination, Termination::Exited(1));
     assert_eq!(odd.error_type(), Some("type_error"));
+    assert_eq!(odd.outcome.exception.unwrap().message, "ab\nc\\udcff");
 
     let chained = host
         .run(&job("
