@@ -39,7 +39,8 @@ pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<()
     bury();
     let status = watched?;
     program.drain(host)?;
-    program.reports.drain();
+    // Nobody is left to write: this ends.
+    while program.reports.drain() {}
     host.send(&ToHost::Exit(Exit {
         status,
         ended_by: program.clock.ended_by,

@@ -71,8 +71,9 @@ impl Reports {
         Some(Exception { classes, message })
     }
 
-    /// Takes what waits in the FIFO, without blocking. One read: a flood must not hold init here.
-    pub(crate) fn drain(&mut self) {
+    /// Takes what waits in the FIFO, without blocking; whether something did. One read: a flood must
+    /// not hold init here.
+    pub(crate) fn drain(&mut self) -> bool {
         let mut chunk = [0; 4 * MAX_RECORD];
         // An error here means nothing waits.
         let count = self.fifo.read(&mut chunk).unwrap_or(0);
@@ -83,6 +84,7 @@ impl Reports {
                 self.pending.push(byte);
             }
         }
+        count > 0
     }
 
     fn take(&mut self) {
