@@ -12,6 +12,7 @@ mod host;
 mod job;
 mod program;
 mod report;
+mod spawn;
 
 use host::Host;
 use nix::sys::stat::{Mode, umask};

@@ -1,6 +1,7 @@
 //! Running the program: start it, time it, stream its output, bury everything that it left.
 
-use crate::{InitError, PROGRAM_ID, host::Host, job::Job, report::Reports};
+use crate::spawn::{self, Started};
+use crate::{InitError, host::Host, job::Job, report::Reports};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -9,8 +10,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tako_guest::{EndedBy, Exit, ExitStatus, Limits, MAX_CHUNK, ToHost};
 
@@ -23,13 +22,17 @@ const EVERYBODY: Pid = Pid::from_raw(-1);
 /// Runs the job's program to its end and reports it. Afterwards init is the only process.
 pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<(), InitError> {
     let started = Instant::now();
-    let (main, output) = start(job)?;
+    let Started {
+        pid: main,
+        stdout,
+        stderr,
+    } = spawn::start(&job.environment)?;
     let children = watch_children()?;
     reports.follow(main.as_raw().unsigned_abs());
     host.send(&ToHost::Started)?;
     let mut program = Program {
         main,
-        output,
+        output: [Some(stdout), Some(stderr)],
         children,
         reports,
         clock: Clock::new(started, job.limits),
@@ -71,32 +74,6 @@ struct Program {
     reports: Reports,
     clock: Clock,
     written: u64,
-}
-
-fn start(job: &Job) -> Result<(Pid, [Option<OwnedFd>; 2]), InitError> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the guest has no `sys`; this is its one spawn"
-    )]
-    let mut child = Command::new("/usr/bin/python3")
-        .arg0("python3")
-        .args(["-u", "/code/main.py"])
-        .env_clear()
-        .envs(job.environment.iter().map(|(name, value)| (name, value)))
-        .current_dir("/app")
-        .uid(PROGRAM_ID) // also clears the supplementary groups, and with them every capability
-        .gid(PROGRAM_ID)
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(InitError::system("start the interpreter"))?;
-    let output = [
-        child.stdout.take().map(Into::into),
-        child.stderr.take().map(Into::into),
-    ];
-    Ok((Pid::from_raw(child.id().cast_signed()), output))
 }
 
 impl Program {
