@@ -1,12 +1,17 @@
 # Everything that a fresh Debian machine with a Rust toolchain needs, in two targets: demo and test.
 # Both need root: sandboxes do. Both can be repeated, and do again only what is missing.
 
-STATE ?= $(CURDIR)/state
+# What root executes lies below directories of root's alone: in a clone of somebody else's, elsewhere.
+STATE ?= $(shell directory='$(CURDIR)'; \
+  while [ "$$(stat -c %u "$$directory")" = 0 ]; do \
+    [ "$$directory" = / ] && { echo '$(CURDIR)/state'; exit; }; \
+    directory=$$(dirname "$$directory"); \
+  done; echo /var/lib/tako-vm)
 PROFILE_FLAGS := --release --locked
 TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
-PACKAGES := libseccomp-dev pkg-config mmdebstrap erofs-utils
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
