@@ -3,6 +3,7 @@
 //! One state directory is set up once and shared; a test that changes something works on a copy.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     reason = "clippy allows it in the test functions, not in what they share"
 )]
 
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 
 /// A state directory after a whole `tako-vm setup`, what that printed, and an archive of its image.
 struct Ready {
-    base: TempDir,
+    base: PathBuf,
     printed: String,
     archive: PathBuf,
     sha256: String,
@@ -34,7 +35,7 @@ struct Ready {
 
 impl Ready {
     fn state(&self) -> PathBuf {
-        self.base.path().join("state")
+        self.base.join("state")
     }
 
     /// Its runsc, which saves others a download.
@@ -43,9 +44,16 @@ impl Ready {
     }
 }
 
+/// In the state directory of the tests, since a static is never dropped; made anew each time.
 static READY: LazyLock<Ready> = LazyLock::new(|| {
-    let base = tempfile::tempdir().unwrap();
-    let (state, archive) = (base.path().join("state"), base.path().join("archive.tar"));
+    let tests = std::env::var_os("TAKO_VM_STATE_DIR")
+        .expect("TAKO_VM_STATE_DIR names no state directory: run these tests with `make test`");
+    let base = PathBuf::from(tests).join("setup-test");
+    if base.exists() {
+        fs::remove_dir_all(&base).unwrap();
+    }
+    fs::create_dir(&base).unwrap();
+    let (state, archive) = (base.join("state"), base.join("archive.tar"));
     let output = setup(&state, &[]);
     assert!(output.status.success(), "{output:?}");
     let exported = tako(&state, &["image", "export", "python", "-o", arg(&archive)]);

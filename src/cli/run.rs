@@ -104,6 +104,10 @@ pub(super) async fn run(
     let job = JobSpec::check(request(&arguments)?, &config.maxima)
         .map_err(|error| Failure::usage(&error))?;
     super::require_root("run")?;
+    if arguments.json {
+        // Whom the result is parsed as: missed before the program runs, not after.
+        privilege::require_user(super::USER).map_err(|e| Failure::ours(&e))?;
+    }
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;

@@ -224,7 +224,7 @@ impl Problems {
             ));
         }
         let total = files.iter().map(|file| file.bytes.len()).sum();
-        self.at_most("the input files together", total, MAX_FILES_BYTES);
+        self.at_most("the sum of the input files", total, MAX_FILES_BYTES);
     }
 
     fn check_environment(&mut self, environment: &[(String, String)]) {
@@ -332,7 +332,15 @@ mod tests {
     fn a_plain_request_gets_the_defaults() {
         let job = JobSpec::check(request("print(1)"), &Maxima::default()).unwrap();
         assert_eq!(job.input, "{}");
-        assert_eq!(job.limits, Limits::default());
+        let limits = job.limits;
+        assert_eq!((limits.memory_bytes, limits.millicpus), (512 << 20, 1000));
+        assert_eq!(limits.execution, Duration::from_secs(30));
+        assert_eq!(limits.startup, Duration::from_mins(2));
+        assert_eq!((limits.processes, limits.open_files), (50, 256));
+        assert_eq!(
+            (limits.stdout_bytes, limits.output_bytes),
+            (64 << 10, 1 << 30)
+        );
         assert!(
             job.environment
                 .contains(&("LANG".to_owned(), "C.UTF-8".to_owned()))
@@ -373,6 +381,31 @@ mod tests {
         a timeout of 0ns is out of range: give more than 0 and at most 300s
         a startup timeout of 601s is out of range: give more than 0 and at most 600s
         ");
+    }
+
+    #[test]
+    fn what_would_not_fit_into_a_sandbox_is_refused_with_both_numbers() {
+        let maxima = Maxima::default();
+        let refused = |request| JobSpec::check(request, &maxima).unwrap_err().to_string();
+        let long = refused(request(&"#".repeat(MAX_CODE_BYTES + 1)));
+        assert_eq!(
+            long,
+            "the program has 1048577 bytes, and at most 1048576 are allowed"
+        );
+        let mut many = request("print(1)");
+        many.environment = (0..=MAX_VARIABLES)
+            .map(|number| (format!("V{number}"), String::new()))
+            .collect();
+        assert!(refused(many).starts_with("257 environment variables were given"));
+        let mut big = request("print(1)");
+        big.files = vec![InputFile {
+            name: "a".to_owned(),
+            bytes: vec![0; MAX_FILES_BYTES + 1],
+        }];
+        assert!(refused(big).starts_with("the sum of the input files has 67108865 bytes"));
+        let mut deep = request("print(1)");
+        deep.input = Some("[".repeat(200) + &"]".repeat(200));
+        assert!(refused(deep).contains("recursion limit"));
     }
 
     #[test]

@@ -54,6 +54,24 @@ pub fn require_root() -> Result<(), PrivilegeError> {
     }
 }
 
+/// Checks that there is a user to become with [`drop_root`].
+///
+/// # Errors
+/// [`PrivilegeError::NoUser`], or [`PrivilegeError::Drop`] when the user database cannot be read.
+pub fn require_user(user: &str) -> Result<(), PrivilegeError> {
+    find_user(user).map(drop)
+}
+
+fn find_user(user: &str) -> Result<User, PrivilegeError> {
+    let found = User::from_name(user).map_err(|errno| PrivilegeError::Drop {
+        what: "root for that user",
+        source: errno.into(),
+    })?;
+    found.ok_or_else(|| PrivilegeError::NoUser {
+        user: user.to_owned(),
+    })
+}
+
 /// Gives up root for good, in every thread: afterwards this process is `user`, without groups and
 /// capabilities. Bytes of a program may then be parsed. Never as `nobody`, whose uid the sentries of
 /// all sandboxes have.
@@ -66,16 +84,13 @@ pub fn drop_root(user: &str) -> Result<(), PrivilegeError> {
     if !Uid::effective().is_root() {
         return Ok(());
     }
+    let User { uid, gid, .. } = find_user(user)?;
     let drop_error = |what| {
         move |errno: nix::Error| PrivilegeError::Drop {
             what,
             source: errno.into(),
         }
     };
-    let entry = User::from_name(user).map_err(drop_error("root for that user"))?;
-    let User { uid, gid, .. } = entry.ok_or_else(|| PrivilegeError::NoUser {
-        user: user.to_owned(),
-    })?;
     setgroups(&[]).map_err(drop_error("the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(drop_error("the group"))?;
     setresuid(uid, uid, uid).map_err(drop_error("the user"))?;

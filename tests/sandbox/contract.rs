@@ -2,6 +2,8 @@
 
 use crate::host::{Company, Host, Part, job, request};
 use serde_json::json;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 use tako_vm::job::{InputFile, JobRequest, Phase, Termination};
 use tokio::sync::mpsc;
@@ -522,6 +524,65 @@ async fn a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewh
             sandbox.parts(part);
         }
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread() {
+    let host = Host::new();
+    let (sender, mut events) = mpsc::channel(16);
+    let company = Company {
+        events: Some(sender),
+        ..Company::default()
+    };
+    let job = job("import time; print('up', flush=True); time.sleep(1)");
+    let (_, ()) = tokio::join!(host.run_with(&job, company), async {
+        let sandbox = host.running(&mut events).await;
+        let guest = [sandbox.parts(Part::Sentry), sandbox.parts(Part::Stub)].concat();
+        for pid in guest {
+            for thread in
+                crate::host::names_in(&Path::new("/proc").join(pid.to_string()).join("task"))
+            {
+                let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+                let Ok(status) = status else { continue };
+                for expected in [
+                    "\nUid:\t65534\t65534\t65534\t65534\n",
+                    "\nCapInh:\t0000000000000000\n",
+                    "\nCapPrm:\t0000000000000000\n",
+                    "\nCapEff:\t0000000000000000\n",
+                    "\nSeccomp:\t2\n",
+                ] {
+                    assert!(status.contains(expected), "no {expected:?} in {status}");
+                }
+            }
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn processes_end_at_their_limit_with_an_error_of_the_programs_own() {
+    let mut job = job("
+import os, time
+made = 0
+try:
+    while True:
+        if os.fork() == 0:
+            time.sleep(30)
+            os._exit(0)
+        made += 1
+except BlockingIOError:
+    print(made)
+");
+    job.limits.processes = 12;
+    let ran = Host::new().run(&job).await;
+    // gVisor counts the program itself with init's user, who started it; Linux would count it here.
+    let made = ran.stdout();
+    assert!(
+        ["11\n", "12\n"].contains(&made.as_str()),
+        "{made:?} {}",
+        ran.stderr()
+    );
 }
 
 /// What programs do with the standard library, each a function that must not raise.
