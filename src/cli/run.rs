@@ -143,7 +143,8 @@ pub(super) async fn run(
     let status = outcome.termination.exit_code().unwrap_or(super::FAILED);
     if arguments.json {
         let result = read_result(&outcome.artifacts)?;
-        drop(spool);
+        // While we are root: both remove what only root can.
+        drop((spool, sandboxes));
         print_record(
             &job,
             image.manifest.name.as_str(),

@@ -149,7 +149,9 @@ pub fn in_workshop(directory: &Path, program: &str, sources: &Sources) -> Comman
         .arg(directory)
         .arg(program)
         .env("LC_ALL", "C.UTF-8")
-        .env("HOME", "/root");
+        .env("HOME", "/root")
+        // What a killed tool leaves goes with the workshop.
+        .env("TMPDIR", WORKSHOP);
     if let Some(proxy) = &sources.http_proxy {
         command.env("http_proxy", proxy);
     }

@@ -246,11 +246,13 @@ async fn a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it() 
 #[ignore = "needs root and runsc"]
 async fn the_last_process_of_ours_removes_the_directory_of_all_leaves() {
     let _alone = alone().await;
-    let mut command = tako_vm::sys::process::program(env!("CARGO_BIN_EXE_tako-vm"));
-    command.args(["run", "-c", "print(1)", "--state-dir"]);
-    command.arg(crate::host::state_dir());
-    tako_vm::sys::process::run(&mut command).unwrap();
-    for parent in cgroup_parents() {
-        assert!(!parent.exists(), "{} is left", parent.display());
+    for json in [None, Some("--json")] {
+        let mut command = tako_vm::sys::process::program(env!("CARGO_BIN_EXE_tako-vm"));
+        command.args(["run", "-c", "print(1)"]).args(json);
+        command.arg("--state-dir").arg(crate::host::state_dir());
+        tako_vm::sys::process::run(&mut command).unwrap();
+        for parent in cgroup_parents() {
+            assert!(!parent.exists(), "{} is left, {json:?}", parent.display());
+        }
     }
 }
