@@ -326,7 +326,7 @@ mod tests {
         }
     }
 
-    /// The moment between making and holding, met thousands of times.
+    /// The moment between making and holding, met a thousand times.
     #[test]
     fn a_directory_that_is_just_being_made_is_never_lost_to_a_sweep() {
         let base = tempfile::tempdir().unwrap();
@@ -348,7 +348,7 @@ mod tests {
                     taken
                 })
             });
-            for _ in 0..3000 {
+            for _ in 0..1000 {
                 let held = registry.create().unwrap();
                 let there = fs::metadata(held.path()).unwrap();
                 assert_eq!(there.ino(), held.directory().metadata().unwrap().ino());

@@ -4,7 +4,7 @@
 
 use crate::alone;
 use crate::host::{
-    Company, Host, IMAGE, Part, Sandbox, assert_gone, cgroup_parents, cgroups_of, job, names_in,
+    IMAGE, Part, Sandbox, assert_gone, cgroup_parents, cgroups_of, job, names_in,
     processes_that_mention, runsc_binary, signal, state_dir,
 };
 use nix::sys::signal::{Signal, raise};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 /// From the beginning of a start until nothing of a killed owner is left.
 const PROMISE: Duration = Duration::from_secs(2);
 
-/// `STEP COUNT DIRECTORY`: what the owner is to do.
+/// `SIGNAL STEP COUNT DIRECTORY`: what the owner is to do.
 const VICTIM: &str = "TAKO_VM_TEST_VICTIM";
 
 const BRIEF: &str = "open('/output/file', 'w').write('x'); print('done')";
@@ -56,14 +56,36 @@ impl Drop for Owner {
 impl Owner {
     /// Runs `count` jobs at once in `directory`, and kills itself when all of them have reached `step`.
     fn start(directory: &Path, step: &str, count: usize) -> Self {
+        Self::start_with(Signal::SIGKILL, directory, step, count)
+    }
+
+    fn start_with(signal: Signal, directory: &Path, step: &str, count: usize) -> Self {
+        let orders = format!("{signal} {step} {count} {}", directory.display());
         let mut command = process::program(std::env::current_exe().unwrap());
         command
             .args(["--exact", "sweep::every_step_is_told_in_its_order"])
             .args(["--include-ignored", "--nocapture"])
-            .env(VICTIM, format!("{step} {count} {}", directory.display()))
+            .env(VICTIM, orders)
             .env("TAKO_VM_STATE_DIR", state_dir())
             .stdout(Stdio::null());
         Self(command.spawn().unwrap())
+    }
+
+    /// Like [`Owner::start`], but it only stops itself: what it owns lives and is not let go of.
+    fn stop(directory: &Path, step: &str, count: usize) -> Self {
+        let owner = Self::start_with(Signal::SIGSTOP, directory, step, count);
+        let status = format!("/proc/{}/status", owner.0.id());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !fs::read_to_string(&status).unwrap().contains("State:\tT") {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        owner
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.was_killed();
     }
 
     fn was_killed(&mut self) {
@@ -107,7 +129,7 @@ fn assert_clean(state_dir: &Path, ids: &[String]) {
     assert_eq!(processes, Vec::<String>::new());
 }
 
-/// Waits until all of these have their interpreters running: each has a busy guest.
+/// Waits until there are so many sandboxes, and returns their names.
 fn await_names(state_dir: &Path, count: usize) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -157,16 +179,16 @@ async fn every_step_is_told_in_its_order() {
 
 /// The life of an owner, up to the step at which it kills itself.
 async fn own(orders: &str) {
-    let [step, count, directory] = orders.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+    let [signal, step, count, directory] = orders.splitn(4, ' ').collect::<Vec<_>>()[..] else {
         panic!("{orders}");
     };
     let last = Step::ALL.into_iter().find(|one| format!("{one:?}") == step);
     let count: usize = count.parse().unwrap();
-    let (reached, begun) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let signal: Signal = signal.parse().unwrap();
+    let reached = AtomicUsize::new(0);
     let sandboxes = sandboxes(Path::new(directory)).observed(move |_, step| {
-        begun.store(true, Ordering::Relaxed);
         if Some(step) == last && reached.fetch_add(1, Ordering::SeqCst) + 1 == count {
-            raise(Signal::SIGKILL).unwrap();
+            raise(signal).unwrap();
         }
     });
     let code = match last {
@@ -211,13 +233,10 @@ fn start_and_assert_clean(state_dir: &Path, ids: &[String]) -> Duration {
     let begun = Instant::now();
     let started = sandboxes(state_dir);
     let took = begun.elapsed();
+    let left = &started.swept().left;
+    assert!(left.is_empty(), "{left:?} after {took:?}");
     assert_clean(state_dir, ids);
     assert!(took < PROMISE, "{took:?}");
-    assert!(
-        started.swept().left.is_empty(),
-        "{:?}",
-        started.swept().left
-    );
     let swept = &started.swept().removed;
     assert!(ids.iter().all(|id| swept.contains(id)), "{swept:?}");
     took
@@ -254,26 +273,28 @@ async fn eight_spinning_orphans_are_gone_within_two_seconds_even_stopped_ones() 
     let _alone = alone().await;
     let directory = directory();
     for stopped in [&[][..], &[Part::Sentry, Part::Runsc]] {
-        let mut owner = Owner::start(directory.path(), "Running", 8);
-        owner.was_killed();
-        let ids = await_names(directory.path(), 8);
+        let mut owner = Owner::stop(directory.path(), "Running", 8);
+        let ids = names(directory.path(), "sandboxes");
+        assert_eq!(ids.len(), 8);
         for id in &ids {
             let sandbox = Sandbox { id: id.clone() };
-            assert!(!sandbox.processes().is_empty(), "it lives");
             for &part in stopped {
-                let parts = sandbox
-                    .processes()
-                    .into_iter()
-                    .filter(|(_, one)| *one == part);
-                let pids: Vec<i32> = parts.map(|(pid, _)| pid).collect();
-                signal(&pids, Signal::SIGSTOP);
+                signal(&sandbox.parts(part), Signal::SIGSTOP);
             }
+            assert!(!sandbox.processes().is_empty(), "it lives");
         }
+        let swept = sweep(directory.path()).unwrap();
+        assert!(
+            swept.removed.is_empty(),
+            "a stopped owner is one: {swept:?}"
+        );
+        owner.kill();
         if !stopped.is_empty() {
-            // As long as a guest needs to die by itself: these cannot.
-            std::thread::sleep(Duration::from_secs(2));
-            let lives = |id: &&String| !Sandbox { id: (*id).clone() }.processes().is_empty();
-            assert!(ids.iter().filter(lives).count() > 0);
+            // As long as guests need to die by themselves: these cannot.
+            std::thread::sleep(Duration::from_secs(1));
+            for id in &ids {
+                Sandbox { id: id.clone() }.parts(Part::Sentry);
+            }
         }
         let took = start_and_assert_clean(directory.path(), &ids);
         println!("8 at once, {stopped:?} stopped: {took:?}");
@@ -375,7 +396,7 @@ async fn two_sweeps_at_once_take_each_orphan_once() {
     let _alone = alone().await;
     let directory = directory();
     let hierarchies = Hierarchies::prepare().unwrap();
-    let (ids, mut children): (Vec<_>, Vec<_>) = (0..20)
+    let (ids, children): (Vec<_>, Vec<_>) = (0..20)
         .map(|_| plant(directory.path(), &hierarchies))
         .unzip();
     let path = directory.path();
@@ -392,8 +413,12 @@ async fn two_sweeps_at_once_take_each_orphan_once() {
     println!("{} and {}", both[0].removed.len(), both[1].removed.len());
     assert_eq!(removed.len(), ids.len(), "{both:?}");
     assert_eq!(BTreeSet::from_iter(&removed), BTreeSet::from_iter(&ids));
-    for child in &mut children {
-        assert_eq!(child.wait().await.unwrap().signal(), Some(libc::SIGKILL));
+    for child in &children {
+        let pid = child.id().unwrap();
+        assert!(
+            !Path::new("/proc").join(pid.to_string()).exists(),
+            "{pid} lives"
+        );
     }
     assert_clean(directory.path(), &ids);
 }
@@ -403,14 +428,14 @@ async fn two_sweeps_at_once_take_each_orphan_once() {
 async fn a_cgroup_that_is_half_there_is_removed_by_its_record() {
     let _alone = alone().await;
     let directory = directory();
-    let _parents = Hierarchies::prepare().unwrap();
     let parents = cgroup_parents();
     // As a crash leaves it while it is made, and in an order that no crash leaves.
     for there in [&parents[..1], &parents[parents.len() - 1..]] {
         let id = id();
         fs::create_dir_all(directory.path().join("sandboxes").join(&id)).unwrap();
         for parent in there {
-            fs::create_dir(parent.join(&id)).unwrap();
+            // The parent too: the last process of others may just have removed it.
+            fs::create_dir_all(parent.join(&id)).unwrap();
         }
         start_and_assert_clean(directory.path(), &[id]);
     }
@@ -555,10 +580,12 @@ async fn a_command_killed_at_random_twenty_times_leaves_nothing_after_one_more()
         let mut owner = Owner(command.stdout(Stdio::null()).spawn().unwrap());
         let millis = 20 + rand::random_range(0..600);
         std::thread::sleep(Duration::from_millis(millis));
-        owner.0.kill().unwrap();
-        owner.was_killed();
+        owner.kill();
         // One that was about to become runsc is the owner still, for some milliseconds.
-        while !processes_that_mention("--state-dir").is_empty() {
+        let owner = format!("--state-dir {}", state_dir().display());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !processes_that_mention(&owner).is_empty() {
+            assert!(Instant::now() < deadline, "{owner}");
             std::thread::sleep(Duration::from_millis(1));
         }
         ids.extend(names(&state_dir(), "sandboxes"));
@@ -574,21 +601,5 @@ async fn a_command_killed_at_random_twenty_times_leaves_nothing_after_one_more()
     );
     println!("one more took {:?}", begun.elapsed());
     assert_clean(&state_dir(), &ids.into_iter().collect::<Vec<_>>());
-    bury();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs root and runsc"]
-async fn a_job_that_is_dropped_half_way_gives_its_record_back() {
-    let _alone = alone().await;
-    let host = Host::new();
-    let endless = job("while True: pass");
-    let run = host.try_run(&endless, Company::default());
-    assert!(
-        tokio::time::timeout(Duration::from_millis(500), run)
-            .await
-            .is_err()
-    );
-    assert_eq!(names(host.directory(), "sandboxes"), Vec::<String>::new());
     bury();
 }
