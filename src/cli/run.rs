@@ -105,6 +105,9 @@ pub(super) async fn run(
     }
     let sandbox =
         Sandbox::open(state_dir, &arguments.image, config).map_err(|e| Failure::ours(&e))?;
+    for left in &sandbox.swept().left {
+        super::warn(&super::one_line(left));
+    }
     let out = arguments.out.as_deref().map(Target::open);
     let out = out.transpose().map_err(|error| Failure::usage(&error))?;
     let cancel =

@@ -77,7 +77,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Finds and checks everything that a sandbox takes; nothing is downloaded.
+    /// Finds and checks everything that a sandbox takes; nothing is downloaded. What processes that
+    /// were killed have left in the state directory is cleared away.
     ///
     /// This blocks for some milliseconds, or a second when image and runsc have not been hashed since
     /// they were last changed.

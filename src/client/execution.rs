@@ -5,11 +5,11 @@ use crate::job::{
     self, Captured, ErrorReport, JobSpec, Outcome, Record, ResourceUsage, Skipped, Termination,
     Timing,
 };
+use crate::sys::held::Held;
 use serde::de::DeserializeOwned;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use tempfile::TempDir;
 
 /// The file that a program writes its result to, below `/output`.
 const RESULT: &str = "result.json";
@@ -44,11 +44,11 @@ pub struct Execution {
     image: String,
     outcome: Outcome,
     /// Holds the collected files.
-    _spool: TempDir,
+    _spool: Held,
 }
 
 impl Execution {
-    pub(super) fn new(job: JobSpec, image: String, outcome: Outcome, spool: TempDir) -> Self {
+    pub(super) fn new(job: JobSpec, image: String, outcome: Outcome, spool: Held) -> Self {
         Self {
             job: Arc::new(job),
             image,

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::image::{Image, Images};
 use crate::job::{JobSpec, Maxima, SpecError};
 use crate::runsc::{Runsc, provision};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Sandboxes, Swept};
 use crate::sys::privilege;
 use std::error;
 use std::io;
@@ -56,9 +56,6 @@ pub enum Error {
     /// What was asked for is not possible. Each problem names one field, and what to give instead.
     #[error(transparent)]
     Job(#[from] SpecError),
-    /// There is no place for the files that a program leaves.
-    #[error("cannot make a directory for collected files")]
-    Spool(#[source] io::Error),
     /// The task that attended the job ended without a word: the tokio runtime was shut down.
     #[error("the job was abandoned")]
     Abandoned(#[source] Cause),
@@ -113,7 +110,6 @@ pub struct Sandbox {
 /// What all sandboxes share.
 #[derive(Debug)]
 struct Host {
-    state_dir: PathBuf,
     image: Image,
     maxima: Maxima,
     sandboxes: Sandboxes,
@@ -133,14 +129,11 @@ impl Sandbox {
         let image = Images::at(&state_dir)
             .find(image)
             .map_err(|error| Error::Image(error.into()))?;
-        let runsc =
-            provision::installed(&state_dir).map_err(|error| Error::Runtime(error.into()))?;
-        let sandboxes = Sandboxes::prepare(&state_dir, Runsc::new(runsc.binary))
+        let sandboxes = Sandboxes::prepare(&state_dir, runtime(&state_dir)?)
             .map_err(|error| Error::Sandbox(error.into()))?;
         let maxima = config.maxima.clone();
         Ok(Self {
             host: Arc::new(Host {
-                state_dir,
                 image,
                 maxima,
                 sandboxes,
@@ -214,8 +207,20 @@ impl Sandbox {
         Ok(self.launch(job, &CancellationToken::new()))
     }
 
+    /// What killed processes had left, and what of it is still there.
+    pub(crate) fn swept(&self) -> &Swept {
+        self.host.sandboxes.swept()
+    }
+
     /// Starts a checked job, which also `cancel` cancels.
     pub(crate) fn launch(&self, job: JobSpec, cancel: &CancellationToken) -> Running {
         running::launch(Arc::clone(&self.host), job, cancel)
     }
+}
+
+/// What programs are run with.
+fn runtime(state_dir: &Path) -> Result<Runsc, Error> {
+    let installed =
+        provision::installed(state_dir).map_err(|error| Error::Runtime(error.into()))?;
+    Ok(Runsc::new(installed.binary))
 }

@@ -2,7 +2,7 @@
 
 use super::{Error, Execution, Host};
 use crate::job::JobSpec;
-use crate::sandbox::{Event, Order};
+use crate::sandbox::{Event, Order, SandboxError};
 use futures_core::Stream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,11 +151,8 @@ async fn attend(
     events: mpsc::Sender<Event>,
     cancel: CancellationToken,
 ) -> Result<Execution, Error> {
-    // A directory of root's alone, removed when the last who needs its files is gone.
-    let spool = tempfile::Builder::new()
-        .prefix("run-")
-        .tempdir_in(&host.state_dir)
-        .map_err(Error::Spool)?;
+    let failed = |error: SandboxError| Error::Sandbox(error.into());
+    let spool = host.sandboxes.spool().map_err(failed)?;
     let order = Order {
         image: &host.image.path,
         job: &job,
@@ -163,8 +160,7 @@ async fn attend(
         events: Some(events),
         cancel,
     };
-    let outcome = host.sandboxes.run(order).await;
-    let outcome = outcome.map_err(|error| Error::Sandbox(error.into()))?;
+    let outcome = host.sandboxes.run(order).await.map_err(failed)?;
     let image = host.image.manifest.name.to_string();
     Ok(Execution::new(job, image, outcome, spool))
 }

@@ -46,13 +46,25 @@ async fn run(job: impl Into<Job>) -> Execution {
 /// What lies in the state directory, as far as running something could leave it there.
 fn state() -> Vec<String> {
     let mut names = names_in(&state_dir());
-    names.extend(names_in(&state_dir().join("sandboxes")));
+    // Made with the first of their kind, and then kept.
+    names.retain(|name| name != "sandboxes" && name != "spools");
+    names.extend(sandboxes());
+    names.extend(below_state("spools"));
     names
 }
 
 /// Names of the sandboxes that exist now.
 fn sandboxes() -> Vec<String> {
-    names_in(&state_dir().join("sandboxes"))
+    below_state("sandboxes")
+}
+
+fn below_state(name: &str) -> Vec<String> {
+    let directory = state_dir().join(name);
+    if directory.exists() {
+        names_in(&directory)
+    } else {
+        Vec::new()
+    }
 }
 
 #[test]
