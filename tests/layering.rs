@@ -15,9 +15,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("bundle", &["job"]),
     ("sandbox", &["job", "sys", "bundle", "runsc", "image"]),
     (
+        "client",
+        &["job", "sys", "config", "image", "runsc", "sandbox"],
+    ),
+    (
         "cli",
         &[
-            "job", "sys", "config", "image", "runsc", "bundle", "sandbox",
+            "job", "sys", "config", "image", "runsc", "bundle", "sandbox", "client",
         ],
     ),
 ];

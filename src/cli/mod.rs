@@ -1,6 +1,5 @@
 //! The command line: one file per subcommand.
 
-mod artifacts;
 mod image;
 mod output;
 mod run;

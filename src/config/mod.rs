@@ -21,6 +21,14 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/tako-vm";
 /// The variable that names another state directory.
 pub const STATE_DIR_VARIABLE: &str = "TAKO_VM_STATE_DIR";
 
+/// The executor image, unless another is named.
+pub const DEFAULT_IMAGE: &str = "python";
+
+/// The state directory that the environment names, or else [`DEFAULT_STATE_DIR`].
+pub fn state_dir() -> PathBuf {
+    std::env::var_os(STATE_DIR_VARIABLE).map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from)
+}
+
 /// Why a configuration is not used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
