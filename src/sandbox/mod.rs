@@ -15,11 +15,13 @@
 mod attend;
 mod guest;
 mod probe;
+mod selftest;
 mod spool;
 mod start;
 
 pub use attend::Event;
 pub use probe::{ProbeError, probe};
+pub use selftest::{SelfTestError, SelfTests};
 
 use crate::bundle::{self, BundleError, seccomp};
 use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};

@@ -31,9 +31,6 @@ pub enum ProbeError {
     Restore { why: String },
 }
 
-/// How long a checkpoint may take to be written. It takes 0.1 s.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Asks for a new user namespace, which gVisor grants to anybody unless the profile is in force.
 const REFUSED: &str = "
 import ctypes, errno, sys
@@ -46,11 +43,17 @@ sys.exit(0 if refused else 9)
 const GRANTED: u8 = 9;
 
 /// Runs a program with an EROFS root under the seccomp profile, writes a checkpoint of a sandbox that
-/// waits for its job, and runs a job in its restored copy.
+/// waits for its job, and runs a job in its restored copy. To write the checkpoint, which takes 0.1 s,
+/// runsc has `patience`; the thread waits meanwhile.
 ///
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
-pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
+pub async fn probe(
+    runsc: &Runsc,
+    image: &Path,
+    state_dir: &Path,
+    patience: Duration,
+) -> Result<(), ProbeError> {
     let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
     let spool = tempfile::tempdir_in(&sandboxes.directory)
         .map_err(|source| ProbeError::Directory { source })?;
@@ -69,7 +72,7 @@ pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), 
     };
     run(&sandboxes, &order).await?;
     let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(&sandboxes, &order, &checkpoint).await?;
+    write_checkpoint(&sandboxes, &order, &checkpoint, patience).await?;
     restore(&sandboxes, &order, &checkpoint).await
 }
 
@@ -88,13 +91,14 @@ async fn write_checkpoint(
     sandboxes: &Sandboxes,
     order: &Order<'_>,
     to: &Path,
+    patience: Duration,
 ) -> Result<(), ProbeError> {
     let mut sandbox = start(sandboxes, order)?;
     let ready = attend::await_ready(&mut sandbox).await;
     let mut command = sandboxes
         .runsc
         .checkpoint(&sandbox.places(), to, sandbox.id());
-    let written = process::run_within(&mut command, PATIENCE);
+    let written = process::run_within(&mut command, patience);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
     written

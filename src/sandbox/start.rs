@@ -5,7 +5,7 @@ use super::{SandboxError, Sandboxes, TeardownError, make_private, specification}
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
-use crate::sys::cgroup::{Expedited, Leaf, LeafLimits};
+use crate::sys::cgroup::{Expedited, Held, Leaf, LeafLimits};
 use crate::sys::process;
 use std::fs;
 use std::io;
@@ -134,6 +134,16 @@ impl Sandbox {
     /// Applies the CPU quota, which does not hold during start-up.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.leaf.limit_cpu(millicpus)
+    }
+
+    /// The limits that the kernel holds now.
+    pub(super) fn held_limits(&self) -> Result<Held, crate::sys::cgroup::CgroupError> {
+        self.leaf.held()
+    }
+
+    /// The directories of its cgroup.
+    pub(super) fn cgroup_directories(&self) -> Vec<PathBuf> {
+        self.leaf.directories().collect()
     }
 
     /// How many processes the kernel has killed because the memory limit was reached.

@@ -99,10 +99,79 @@ impl CgroupError {
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
+/// The version of a cgroup hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+pub enum Version {
+    /// One hierarchy for each controller, or for some.
     V1,
+    /// One hierarchy for all of them.
     V2,
+}
+
+/// A hierarchy as it is mounted on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Its version.
+    pub version: Version,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// The controllers that it offers; none in one that only names groups.
+    pub controllers: Vec<String>,
+}
+
+/// The hierarchies that are mounted, in the order of the mounts. Makes and changes nothing.
+///
+/// # Errors
+/// Those of reading what is mounted, and what version 2 offers.
+pub fn mounted() -> Result<Vec<Mounted>> {
+    let known = read(Path::new("/proc/cgroups"))?;
+    let is_controller = |name: &String| {
+        let mut names = known
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        names.any(|other| other == name)
+    };
+    let describe = |hierarchy: Hierarchy| {
+        let controllers = match hierarchy.version {
+            // Other options of the mount stand beside them.
+            Version::V1 => hierarchy
+                .controllers
+                .into_iter()
+                .filter(is_controller)
+                .collect(),
+            Version::V2 => read(&hierarchy.mount.join("cgroup.controllers"))?
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+        };
+        Ok(Mounted {
+            version: hierarchy.version,
+            path: hierarchy.mount,
+            controllers,
+        })
+    };
+    hierarchies()?.into_iter().map(describe).collect()
+}
+
+/// What [`Hierarchies::prepare`] would miss in these.
+pub fn missing(mounted: &[Mounted]) -> Vec<&'static str> {
+    let with = |name: &str| {
+        let has = |one: &&Mounted| one.controllers.iter().any(|other| other == name);
+        mounted.iter().find(has)
+    };
+    let any_v2 = mounted.iter().any(|one| one.version == Version::V2);
+    let cpu_v2 = with("cpu").is_some_and(|one| one.version == Version::V2);
+    // Version 2 counts CPU time with `cpu`, and freezes without any controller.
+    let needed = [
+        ("memory", true),
+        ("pids", true),
+        ("cpu", true),
+        ("cpuacct", !cpu_v2),
+        ("freezer", !any_v2),
+    ];
+    let absent =
+        |(name, needed): (&'static str, bool)| (needed && with(name).is_none()).then_some(name);
+    needed.into_iter().filter_map(absent).collect()
 }
 
 /// One mounted hierarchy, and the directory in it that belongs to us.
@@ -157,10 +226,7 @@ impl Hierarchies {
     /// [`CgroupError::NoController`] when memory, pids or cpu limits, CPU accounting or a freezer
     /// are not to be had: then nothing is run.
     pub fn prepare() -> Result<Self> {
-        let mountinfo = Path::new("/proc/self/mountinfo");
-        let mounts = fs::read_to_string(mountinfo).map_err(CgroupError::file("read", mountinfo))?;
-        let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
-        all.dedup();
+        let mut all = hierarchies()?;
         for hierarchy in &mut all {
             hierarchy.prepare()?;
         }
@@ -339,6 +405,14 @@ impl Drop for Expedited {
     }
 }
 
+/// What is mounted, each once.
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let mounts = read(Path::new("/proc/self/mountinfo"))?;
+    let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
+    all.dedup();
+    Ok(all)
+}
+
 /// A line of mountinfo(5), if it is a cgroup mount.
 fn parse_mount(line: &str) -> Option<Hierarchy> {
     let (mount, file_system) = line.split_once(" - ")?;
@@ -367,6 +441,17 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The limits that the kernel holds for a leaf at this moment; `None` where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Thousandths of one CPU.
+    pub millicpus: Option<u64>,
 }
 
 /// One sandbox's cgroup: a directory of the same name in every hierarchy.
@@ -421,6 +506,36 @@ impl Leaf {
         holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
     }
 
+    /// Reads from the kernel what limits are in force.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn held(&self) -> Result<Held> {
+        let (memory, v2) = self.place(self.hierarchies.memory);
+        let memory = memory.join(if v2 {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        });
+        let (pids, _) = self.place(self.hierarchies.pids);
+        let (cpu, v2) = self.place(self.hierarchies.cpu);
+        let (quota, period) = if v2 {
+            let text = read(&cpu.join("cpu.max"))?;
+            let (quota, period) = text.split_once(' ').unwrap_or_default();
+            (quota.parse().ok(), period.parse().ok())
+        } else {
+            let quota = read(&cpu.join("cpu.cfs_quota_us"))?;
+            let period = read(&cpu.join("cpu.cfs_period_us"))?;
+            (quota.parse::<u64>().ok(), period.parse::<u64>().ok())
+        };
+        let share = |(quota, period): (u64, u64)| (quota * 1000).checked_div(period);
+        Ok(Held {
+            memory_bytes: read(&memory)?.parse().ok(),
+            pids: read(&pids.join("pids.max"))?.parse().ok(),
+            millicpus: quota.zip(period).and_then(share),
+        })
+    }
+
     /// How many processes the kernel killed because the memory limit was reached.
     ///
     /// # Errors
@@ -473,12 +588,7 @@ impl Leaf {
     /// # Errors
     /// Those of reading `cgroup.procs`.
     pub fn processes(&self) -> Result<BTreeSet<i32>> {
-        let mut pids = BTreeSet::new();
-        for directory in self.directories() {
-            let procs = read(&directory.join("cgroup.procs"))?;
-            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
-        }
-        Ok(pids)
+        processes_in(self.directories())
     }
 
     /// Kills everything inside and proves it: returns once `cgroup.procs` is empty everywhere.
@@ -660,7 +770,8 @@ impl Leaf {
         Ok(())
     }
 
-    fn directories(&self) -> impl Iterator<Item = PathBuf> {
+    /// Its directory in every hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
         self.hierarchies
             .all
             .0
@@ -689,6 +800,19 @@ impl Drop for Leaf {
             drop((killed, removed));
         }
     }
+}
+
+/// The processes inside any of these directories of cgroups.
+///
+/// # Errors
+/// Those of reading `cgroup.procs`.
+pub fn processes_in(directories: impl IntoIterator<Item = PathBuf>) -> Result<BTreeSet<i32>> {
+    let mut pids = BTreeSet::new();
+    for directory in directories {
+        let procs = read(&directory.join("cgroup.procs"))?;
+        pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    Ok(pids)
 }
 
 /// Waits a moment for the freezer; processes that it cannot stop are killed on the run.
@@ -776,6 +900,23 @@ mod tests {
         );
         assert_eq!(parse_mount(v2).unwrap().version, Version::V2);
         assert_eq!(parse_mount("25 1 254:0 / / rw - ext4 /dev/vda rw"), None);
+    }
+
+    #[test]
+    fn what_is_missing_depends_on_the_version() {
+        let mounted = |version, names: &str| Mounted {
+            version,
+            path: PathBuf::new(),
+            controllers: names.split(' ').map(str::to_owned).collect(),
+        };
+        let v2 = mounted(Version::V2, "cpuset cpu io memory pids");
+        assert!(missing(std::slice::from_ref(&v2)).is_empty());
+        let named = mounted(Version::V2, "");
+        let v1 = ["cpu", "memory", "pids"].map(|name| mounted(Version::V1, name));
+        assert_eq!(missing(&v1), ["cpuacct", "freezer"]);
+        let hybrid = [&v1[..], std::slice::from_ref(&named)].concat();
+        assert_eq!(missing(&hybrid), ["cpuacct"], "version 2 freezes");
+        assert_eq!(missing(&[]).len(), 5);
     }
 
     #[test]
