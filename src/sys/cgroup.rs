@@ -226,10 +226,12 @@ impl Hierarchies {
     /// [`CgroupError::NoController`] when memory, pids or cpu limits, CPU accounting or a freezer
     /// are not to be had: then nothing is run.
     pub fn prepare() -> Result<Self> {
-        let mut all = hierarchies()?;
-        for hierarchy in &mut all {
+        // Removed again on the way out if something is missing.
+        let mut parents = Parents(hierarchies()?);
+        for hierarchy in &mut parents.0 {
             hierarchy.prepare()?;
         }
+        let all = &parents.0;
         let find = |controller: &'static str| {
             all.iter()
                 .position(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
@@ -247,7 +249,7 @@ impl Hierarchies {
         let (memory, pids) = (find("memory")?, find("pids")?);
         let own = own_procs(&all[freezer]);
         Ok(Self {
-            all: Arc::new(Parents(all)),
+            all: Arc::new(parents),
             memory,
             pids,
             cpu,

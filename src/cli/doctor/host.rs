@@ -3,7 +3,6 @@
 use super::report::Check;
 use crate::bundle::seccomp;
 use crate::cli::one_line;
-use crate::cli::setup::megabytes;
 use crate::sys::cgroup::{self, Mounted, Version};
 use crate::sys::host::{self, KernelVersion};
 use std::io;
@@ -46,6 +45,14 @@ const PROTECTED: [&str; 4] = [
     "protected_fifos",
     "protected_regular",
 ];
+
+/// A size for people.
+fn size(bytes: u64) -> String {
+    match bytes >> 20 {
+        mebibytes @ 0..10_240 => format!("{mebibytes} MiB"),
+        mebibytes => format!("{} GiB", mebibytes >> 10),
+    }
+}
 
 /// All of them.
 pub(super) fn checks(state_dir: &Path) -> Vec<Check> {
@@ -192,10 +199,7 @@ fn judge_disk(directory: &Path, space: host::Space) -> Check {
         Some(files) => format!(" and {files} files"),
         None => String::new(),
     };
-    let found = format!(
-        "{}{counted} free for `{directory}`",
-        megabytes(space.free_bytes)
-    );
+    let found = format!("{}{counted} free for `{directory}`", size(space.free_bytes));
     let other = "name another state directory with `--state-dir`";
     if space.read_only {
         let found = format!("`{directory}` is on a read-only file system");
@@ -235,7 +239,7 @@ fn judge_swap(swaps: &[(String, u64)], limited: bool) -> Check {
     }
     let places: Vec<_> = swaps
         .iter()
-        .map(|(name, bytes)| format!("`{name}` of {}", megabytes(*bytes)))
+        .map(|(name, bytes)| format!("`{name}` of {}", size(*bytes)))
         .collect();
     let found = places.join(", ");
     if limited {
@@ -299,7 +303,7 @@ fn judge_protected_links(off: &[String]) -> Check {
     let settings: Vec<_> = off.iter().map(|name| format!("{name}=1")).collect();
     Check::warn(
         "protected_links",
-        format!("{} is off", off.join(", ")),
+        format!("off: {}", off.join(", ")),
         format!(
             "`sysctl -w {}`, and the same in a file of `/etc/sysctl.d`",
             settings.join(" ")
@@ -481,7 +485,7 @@ mod tests {
         let check = judge_swap(&swaps, false);
         assert_eq!(check.verdict, Verdict::Fail);
         assert!(
-            check.found.contains("`/dev/vdb2` of 1073.7 MB"),
+            check.found.contains("`/dev/vdb2` of 1024 MiB"),
             "{}",
             check.found
         );
