@@ -13,10 +13,11 @@ use host::{script, state_dir};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tako_vm::runsc::provision::{self, Candidate};
@@ -24,7 +25,7 @@ use tako_vm::sys::process;
 use tempfile::TempDir;
 
 /// Every check, in the order in which it is told.
-const IDS: [&str; 23] = [
+const IDS: [&str; 24] = [
     "privileges",
     "kernel",
     "cgroups",
@@ -43,6 +44,7 @@ const IDS: [&str; 23] = [
     "image",
     "runsc",
     "runsc_release",
+    "leftovers",
     "denied_call",
     "limits",
     "out_of_memory",
@@ -459,7 +461,13 @@ fn without_root_it_says_what_was_not_checked() {
         .arg(state_dir());
     let report = Report::of(&command.uid(65534).gid(65534).output().unwrap());
     report.assert_fails(&[]);
-    for id in ["privileges", "state_directory", "image", "runsc"] {
+    for id in [
+        "privileges",
+        "state_directory",
+        "image",
+        "runsc",
+        "leftovers",
+    ] {
         let found = &report.check(id)["found"];
         assert_eq!(found, "not checked: run as root", "{id}");
     }
@@ -471,6 +479,85 @@ fn without_root_it_says_what_was_not_checked() {
         );
         assert_eq!(report.check(id)["verdict"], "warn", "{id}");
     }
+}
+
+/// A program that runs for long, and the names of its sandbox and of the store of its files.
+fn endless(state: &Path) -> (Child, Vec<String>) {
+    let before = names(state);
+    let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
+    command.args(["run", "--timeout", "100", "-c"]);
+    command.arg("import time; print('up', flush=True); time.sleep(90)");
+    command.arg("--state-dir").arg(state).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = [0; 3];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .unwrap();
+    assert_eq!(&line, b"up\n");
+    let mut new = names(state);
+    new.retain(|name| !before.contains(name));
+    (child, new)
+}
+
+/// Names of all sandboxes, and of all stores of files.
+fn names(state: &Path) -> Vec<String> {
+    let places = ["sandboxes", "spools"].map(|name| state.join(name));
+    let there = places.iter().filter(|path| path.exists());
+    there.flat_map(|path| host::names_in(path)).collect()
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn what_a_killed_run_has_left_is_told_and_cleared_away_and_a_neighbour_lives() {
+    let _alone = alone();
+    let copy = Copy::new();
+    let state = copy.state();
+    let (mut neighbour, living) = endless(&state);
+    let (mut killed, orphans) = endless(&state);
+    assert_eq!((living.len(), orphans.len()), (2, 2));
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    fs::write(state.join("runsc/.partial-test"), "").unwrap();
+
+    let report = Report::run(&state, &[]);
+    report.assert_fails(&[]);
+    let check = report.check("leftovers");
+    assert_eq!(check["verdict"], "warn", "{check:#}");
+    assert!(
+        check["fix"].as_str().unwrap().contains("doctor --fix"),
+        "{check:#}"
+    );
+    let told = check["details"].to_string();
+    assert!(orphans.iter().all(|name| told.contains(name)), "{told}");
+    assert!(told.contains(".partial-test"), "{told}");
+    assert!(!living.iter().any(|name| told.contains(name)), "{told}");
+    let left = names(&state);
+    assert!(
+        orphans.iter().all(|name| left.contains(name)),
+        "looking changes nothing"
+    );
+
+    let report = Report::run(&state, &["--fix"]);
+    report.assert_fails(&[]);
+    let check = report.check("leftovers");
+    assert_eq!(check["found"], "cleared away: 2", "{check:#}");
+    assert_eq!(names(&state), living);
+    assert!(!state.join("runsc/.partial-test").exists());
+    orphans
+        .iter()
+        .filter(|name| name.starts_with("tako-"))
+        .for_each(|id| host::assert_gone(id));
+    assert!(
+        neighbour.try_wait().unwrap().is_none(),
+        "the neighbour lives"
+    );
+    host::signal(&[neighbour.id().cast_signed()], Signal::SIGTERM);
+    assert_eq!(neighbour.wait().unwrap().code(), Some(130));
+    assert_eq!(Report::run(&state, &[]).check("leftovers")["found"], "none");
+    copy.assert_nothing_is_left();
 }
 
 #[test]

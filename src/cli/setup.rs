@@ -13,7 +13,7 @@ use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
-use crate::sandbox;
+use crate::sandbox::{self, Sandboxes};
 use crate::sys::account::{self, AccountError};
 use crate::sys::apt::{AptError, Sources};
 use crate::sys::digest::Digest;
@@ -138,14 +138,45 @@ pub(super) fn run(
     }
 }
 
+/// What killed setups have left, or one that runs is making.
+pub(super) fn unfinished(state_dir: &Path) -> Result<Vec<PathBuf>, SetupError> {
+    let images = Images::at(state_dir);
+    let mut paths = images
+        .unfinished()
+        .map_err(|source| SetupError::Image { source })?;
+    let runsc = provision::unfinished(state_dir);
+    paths.extend(runsc.map_err(|source| SetupError::Runsc { source })?);
+    Ok(paths)
+}
+
+/// Removes what killed setups have left, unless one runs at this moment.
+pub(super) fn sweep_unless_busy(state_dir: &Path) -> Result<(), SetupError> {
+    let lock =
+        place::try_lock(&lock_path(state_dir)).map_err(|source| SetupError::StateDirectory {
+            path: state_dir.to_owned(),
+            source,
+        })?;
+    lock.map_or(Ok(()), |_held| sweep(state_dir))
+}
+
+/// For the holder of the lock.
+fn sweep(state_dir: &Path) -> Result<(), SetupError> {
+    Images::at(state_dir)
+        .sweep()
+        .map_err(|source| SetupError::Image { source })?;
+    provision::sweep(state_dir).map_err(|source| SetupError::Runsc { source })
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("setup.lock")
+}
+
 /// Takes the lock under which the state directory's images and runsc are changed.
 pub(super) fn lock(state_dir: &Path) -> Result<File, SetupError> {
     let mut wait = || detail("waiting for another `tako-vm` that changes the state directory");
-    place::lock(&state_dir.join("setup.lock"), &mut wait).map_err(|source| {
-        SetupError::StateDirectory {
-            path: state_dir.to_owned(),
-            source,
-        }
+    place::lock(&lock_path(state_dir), &mut wait).map_err(|source| SetupError::StateDirectory {
+        path: state_dir.to_owned(),
+        source,
     })
 }
 
@@ -177,8 +208,9 @@ pub(super) fn state_directory_exists(path: &Path) -> Result<bool, SetupError> {
 /// Tries out a runsc that is about to be installed: which features it has, found by using them.
 fn probe(binary: &Path, image: &Image, state_dir: &Path) -> Result<(), String> {
     detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
-    let runsc = Runsc::new(binary);
-    let probing = sandbox::probe(&runsc, &image.path, state_dir, PATIENCE);
+    let sandboxes = Sandboxes::prepare(state_dir, Runsc::new(binary));
+    let sandboxes = sandboxes.map_err(|error| format!("cannot probe: {}", one_line(&error)))?;
+    let probing = sandbox::probe(&sandboxes, &image.path, PATIENCE);
     // Setup is blocking code inside the runtime that the sandbox needs.
     tokio::runtime::Handle::current()
         .block_on(probing)
@@ -226,7 +258,7 @@ impl<'a> Setup<'a> {
         Self::provide_user()?;
         self.provide_state_directory()?;
         let _lock = lock(&self.state_dir)?;
-        self.sweep()?;
+        sweep(&self.state_dir)?;
         let image = self.provide_image()?;
         self.provide_runsc(&image)
     }
@@ -257,13 +289,6 @@ impl<'a> Setup<'a> {
         let path = self.state_dir.display();
         step(2, &format!("state directory `{path}`: {outcome}"));
         Ok(())
-    }
-
-    fn sweep(&self) -> Result<(), SetupError> {
-        self.images
-            .sweep()
-            .map_err(|source| SetupError::Image { source })?;
-        provision::sweep(&self.state_dir).map_err(|source| SetupError::Runsc { source })
     }
 
     fn image_task(&self) -> ImageTask {

@@ -4,9 +4,7 @@ use super::attend::{self, Attended};
 use super::start::Sandbox;
 use super::{Order, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
-use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +15,6 @@ use tokio_util::sync::CancellationToken;
 pub enum ProbeError {
     #[error("cannot probe")]
     Sandbox(#[source] SandboxError),
-    #[error("cannot probe")]
-    Directory { source: io::Error },
     #[error("cannot probe")]
     Job(#[source] SpecError),
     #[error("it cannot run a program on the systrap platform from an EROFS root: {why}")]
@@ -49,14 +45,11 @@ const GRANTED: u8 = 9;
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
 pub async fn probe(
-    runsc: &Runsc,
+    sandboxes: &Sandboxes,
     image: &Path,
-    state_dir: &Path,
     patience: Duration,
 ) -> Result<(), ProbeError> {
-    let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
-    let spool = tempfile::tempdir_in(&sandboxes.directory)
-        .map_err(|source| ProbeError::Directory { source })?;
+    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let request = JobRequest {
         code: REFUSED.to_owned(),
         timeout: Some(Duration::from_secs(20)),
@@ -70,10 +63,10 @@ pub async fn probe(
         events: None,
         cancel: CancellationToken::new(),
     };
-    run(&sandboxes, &order).await?;
+    run(sandboxes, &order).await?;
     let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(&sandboxes, &order, &checkpoint, patience).await?;
-    restore(&sandboxes, &order, &checkpoint).await
+    write_checkpoint(sandboxes, &order, &checkpoint, patience).await?;
+    restore(sandboxes, &order, &checkpoint).await
 }
 
 async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError> {

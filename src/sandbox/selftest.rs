@@ -7,7 +7,7 @@ use super::attend::{self, Attended};
 use super::start::{Counters, Sandbox};
 use super::{Event, Order, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Killed, Maxima, Phase, SpecError, Termination};
-use crate::sys::cgroup::{self, CgroupError, Held};
+use crate::sys::cgroup::{CgroupError, InForce, Outside};
 use crate::sys::process::PidFd;
 use std::io;
 use std::path::PathBuf;
@@ -21,8 +21,6 @@ use tokio_util::sync::CancellationToken;
 pub enum SelfTestError {
     #[error("cannot make a sandbox to try out")]
     Sandbox(#[source] SandboxError),
-    #[error("cannot make a directory for the sandbox's files")]
-    Directory { source: io::Error },
     #[error("cannot make a job to try out")]
     Job(#[source] SpecError),
     #[error("it was given up, since it took too long")]
@@ -64,12 +62,14 @@ for name, call in calls.items():
 /// How many calls [`CALLS`] makes.
 const CALLS_MADE: usize = 3;
 
-/// Prints its limits as it sees them: bytes of memory, processes, open files.
+/// Prints its limits as it sees them: bytes of memory, processes, open files. Stays until they have been
+/// looked at from outside as well.
 const LIMITS: &str = "
-import resource
+import resource, time
 print(int(open('/proc/meminfo').readline().split()[1]) << 10)
 print(resource.getrlimit(resource.RLIMIT_NPROC)[0])
-print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)
+time.sleep(0.5)
 ";
 
 /// Says that it is up, and stays.
@@ -110,7 +110,6 @@ pub struct SelfTests {
 /// One test's sandbox, after it is gone.
 struct Tried {
     attended: Attended,
-    held: Result<Held, CgroupError>,
     counters: Counters,
     gone: Instant,
 }
@@ -171,9 +170,10 @@ impl SelfTests {
             request.memory_bytes = Some(96 << 20);
             request.millicpus = Some(700);
         })?;
-        let tried = self.run(&job).await?;
+        let read = async |outside: Outside| outside.limits();
+        let (tried, held) = self.run_with(&job, read).await?;
         let printed = tried.printed()?;
-        let held = tried.held.map_err(SelfTestError::Limits)?;
+        let held: InForce = held.map_err(SelfTestError::Limits)?;
         let limits = &job.limits;
         is("the memory limit", held.memory_bytes, limits.memory_bytes)?;
         is("the process limit", held.pids, limits.host_processes())?;
@@ -197,7 +197,7 @@ impl SelfTests {
     pub async fn backstop(&self) -> Result<String, SelfTestError> {
         let mut job = job(ENDLESS, |_| ())?;
         job.limits.execution = SHORT;
-        let (tried, stopped) = self.run_and_stop(&job).await?;
+        let (tried, stopped) = self.run_with(&job, async |outside| stop(&outside)).await?;
         match tried.verdict() {
             Termination::TimedOut(Phase::Execution) => {}
             found => return Err(tried.otherwise(found)),
@@ -247,58 +247,43 @@ impl SelfTests {
     }
 
     async fn run(&self, job: &JobSpec) -> Result<Tried, SelfTestError> {
-        self.run_with(job, None, async |_| ())
-            .await
-            .map(|(tried, ())| tried)
+        let met = self.run_with(job, async |_| ()).await;
+        met.map(|(tried, ())| tried)
     }
 
-    /// Runs a job, and stops everything in its cgroup when its program says that it is up. Gives the
-    /// moment of that.
-    async fn run_and_stop(
-        &self,
-        job: &JobSpec,
-    ) -> Result<(Tried, io::Result<Instant>), SelfTestError> {
-        let (sender, mut events) = mpsc::channel::<Event>(4);
-        let stop = async move |cgroup: Vec<PathBuf>| {
-            if events.recv().await.is_none() {
-                return Err(io::Error::other("its program never came up"));
-            }
-            stop(cgroup).map(|()| Instant::now())
-        };
-        self.run_with(job, Some(sender), stop).await
-    }
-
+    /// Runs a job, and meddles with it from outside as soon as its program prints something.
     async fn run_with<T>(
         &self,
         job: &JobSpec,
-        events: Option<mpsc::Sender<Event>>,
-        meddle: impl AsyncFnOnce(Vec<PathBuf>) -> T,
+        meddle: impl AsyncFnOnce(Outside) -> T,
     ) -> Result<(Tried, T), SelfTestError> {
-        let spool = tempfile::tempdir_in(&self.sandboxes.directory)
-            .map_err(|source| SelfTestError::Directory { source })?;
+        let spool = self.sandboxes.spool().map_err(SelfTestError::Sandbox)?;
+        let (sender, mut events) = mpsc::channel::<Event>(16);
         let order = Order {
             image: &self.image,
             job,
             spool: spool.path(),
-            events,
+            events: Some(sender),
             cancel: self.cancel.clone(),
         };
         let mut sandbox = Sandbox::start(&self.sandboxes, order.image, &job.limits)
             .map_err(SelfTestError::Sandbox)?;
         // The sandbox exists: no `?` from here until it is gone.
-        let cgroup = sandbox.cgroup_directories();
+        let outside = sandbox.outside();
         let attending = async {
             let attended = attend::attend(&mut sandbox, &order).await;
             // Nothing more is to come for whoever waits for events.
             drop(order);
             attended
         };
-        let (attended, met) = tokio::join!(attending, meddle(cgroup));
-        let held = sandbox.held_limits();
+        let meddling = async {
+            events.recv().await;
+            meddle(outside).await
+        };
+        let (attended, met) = tokio::join!(attending, meddling);
         let counters = clear(sandbox).await.map_err(SelfTestError::Sandbox)?;
         let tried = Tried {
             attended,
-            held,
             counters,
             gone: Instant::now(),
         };
@@ -317,12 +302,12 @@ fn job(code: &str, adapt: impl FnOnce(&mut JobRequest)) -> Result<JobSpec, SelfT
     JobSpec::check(request, &Maxima::default()).map_err(SelfTestError::Job)
 }
 
-/// Stops every process of a cgroup: from then on nobody inside can help.
-fn stop(cgroup: Vec<PathBuf>) -> io::Result<()> {
-    for pid in cgroup::processes_in(cgroup).map_err(io::Error::other)? {
+/// Stops every process of a cgroup: from then on nobody inside can help. Gives the moment.
+fn stop(outside: &Outside) -> io::Result<Instant> {
+    for pid in outside.processes().map_err(io::Error::other)? {
         PidFd::open(pid)?.stop()?;
     }
-    Ok(())
+    Ok(Instant::now())
 }
 
 fn is(what: &'static str, found: Option<u64>, wanted: u64) -> Result<(), SelfTestError> {

@@ -272,13 +272,59 @@ impl Hierarchies {
         let mut leaf = Leaf {
             hierarchies: self.clone(),
             name: name.to_owned(),
-            made: 0,
+            made: BTreeSet::new(),
         };
         // On an error the leaf's `Drop` takes back what was made.
         leaf.make()?;
         leaf.limit(limits)?;
         Ok(leaf)
     }
+
+    /// Whether a directory of that name is in any hierarchy.
+    pub fn exists(&self, name: &str) -> bool {
+        self.places(name).next().is_some()
+    }
+
+    /// The hierarchies in which there is a directory of that name.
+    fn places(&self, name: &str) -> impl Iterator<Item = usize> {
+        let all = self.all.0.iter().enumerate();
+        all.filter(move |(_, one)| one.parent().join(name).is_dir())
+            .map(|(at, _)| at)
+    }
+
+    /// The leaf `name` as its maker has left it, in whichever hierarchies it exists, if in any.
+    ///
+    /// Only for one who knows that its maker is gone: dropped, all that is inside dies.
+    pub fn adopt(&self, name: &str) -> Leaf {
+        Leaf {
+            made: self.places(name).collect(),
+            hierarchies: self.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// Names of the leaves in any hierarchy, and of whatever else lies beside them. Nothing is made to
+/// find out.
+///
+/// # Errors
+/// Those of reading the hierarchies.
+pub fn leaves() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for hierarchy in hierarchies()? {
+        let parent = hierarchy.parent();
+        let entries = match fs::read_dir(&parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(CgroupError::file("read", &parent))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(CgroupError::file("read", &parent))?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                names.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(names)
 }
 
 impl Hierarchy {
@@ -447,7 +493,7 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<()> {
 
 /// The limits that the kernel holds for a leaf at this moment; `None` where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct InForce {
     /// Bytes of memory.
     pub memory_bytes: Option<u64>,
     /// Processes and threads.
@@ -456,13 +502,57 @@ pub struct Held {
     pub millicpus: Option<u64>,
 }
 
+/// A leaf as anybody on the host can see it, while somebody else owns it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    directories: Vec<PathBuf>,
+    memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    cpu_version: Version,
+}
+
+impl Outside {
+    /// The processes inside, in any hierarchy.
+    ///
+    /// # Errors
+    /// Those of reading `cgroup.procs`.
+    pub fn processes(&self) -> Result<BTreeSet<i32>> {
+        processes_in(self.directories.iter().cloned())
+    }
+
+    /// Reads from the kernel what limits are in force.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn limits(&self) -> Result<InForce> {
+        let (quota, period) = match self.cpu_version {
+            Version::V1 => (
+                read(&self.cpu.join("cpu.cfs_quota_us"))?,
+                read(&self.cpu.join("cpu.cfs_period_us"))?,
+            ),
+            Version::V2 => {
+                let text = read(&self.cpu.join("cpu.max"))?;
+                let (quota, period) = text.split_once(' ').unwrap_or_default();
+                (quota.to_owned(), period.to_owned())
+            }
+        };
+        let share = |(quota, period): (u64, u64)| (quota * 1000).checked_div(period);
+        Ok(InForce {
+            memory_bytes: read(&self.memory)?.parse().ok(),
+            pids: read(&self.pids)?.parse().ok(),
+            millicpus: quota.parse().ok().zip(period.parse().ok()).and_then(share),
+        })
+    }
+}
+
 /// One sandbox's cgroup: a directory of the same name in every hierarchy.
 #[derive(Debug)]
 pub struct Leaf {
     hierarchies: Hierarchies,
     name: String,
-    /// In how many hierarchies the directory exists.
-    made: usize,
+    /// The hierarchies in which the directory exists.
+    made: BTreeSet<usize>,
 }
 
 impl Leaf {
@@ -508,34 +598,22 @@ impl Leaf {
         holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
     }
 
-    /// Reads from the kernel what limits are in force.
-    ///
-    /// # Errors
-    /// Those of reading the files.
-    pub fn held(&self) -> Result<Held> {
+    /// What others can see of it.
+    pub fn outside(&self) -> Outside {
         let (memory, v2) = self.place(self.hierarchies.memory);
-        let memory = memory.join(if v2 {
+        let limit = if v2 {
             "memory.max"
         } else {
             "memory.limit_in_bytes"
-        });
-        let (pids, _) = self.place(self.hierarchies.pids);
-        let (cpu, v2) = self.place(self.hierarchies.cpu);
-        let (quota, period) = if v2 {
-            let text = read(&cpu.join("cpu.max"))?;
-            let (quota, period) = text.split_once(' ').unwrap_or_default();
-            (quota.parse().ok(), period.parse().ok())
-        } else {
-            let quota = read(&cpu.join("cpu.cfs_quota_us"))?;
-            let period = read(&cpu.join("cpu.cfs_period_us"))?;
-            (quota.parse::<u64>().ok(), period.parse::<u64>().ok())
         };
-        let share = |(quota, period): (u64, u64)| (quota * 1000).checked_div(period);
-        Ok(Held {
-            memory_bytes: read(&memory)?.parse().ok(),
-            pids: read(&pids.join("pids.max"))?.parse().ok(),
-            millicpus: quota.zip(period).and_then(share),
-        })
+        let (cpu, _) = self.place(self.hierarchies.cpu);
+        Outside {
+            directories: self.directories().collect(),
+            memory: memory.join(limit),
+            pids: self.place(self.hierarchies.pids).0.join("pids.max"),
+            cpu,
+            cpu_version: self.hierarchies.all.0[self.hierarchies.cpu].version,
+        }
     }
 
     /// How many processes the kernel killed because the memory limit was reached.
@@ -688,17 +766,28 @@ impl Leaf {
         if alive.is_empty() {
             return Ok(alive);
         }
+        if !self.made.contains(&self.hierarchies.freezer) {
+            // Half made or half removed when its maker was killed: nothing forks in there.
+            return self.signal_all().map(|()| alive);
+        }
         let (directory, v2) = self.place(self.hierarchies.freezer);
         let freezer = FreezerController::new(directory.clone(), v2);
         // Frozen, nobody forks between the listing and the signal, and no pid is given anew.
         freezer.freeze().map_err(CgroupError::limit(&directory))?;
         await_frozen(&directory, v2);
-        let killed = self
-            .processes()
-            .and_then(|pids| pids.iter().try_for_each(|pid| kill(*pid)));
+        let killed = self.signal_all();
         // Thawed whatever happened: on version 1 a frozen process does not even die.
         freezer.thaw().map_err(CgroupError::limit(&directory))?;
         killed.map(|()| alive)
+    }
+
+    fn signal_all(&self) -> Result<()> {
+        self.processes()?.iter().try_for_each(|pid| kill(*pid))
+    }
+
+    /// Leaves it as it is: nothing inside dies when it is dropped.
+    pub fn abandon(&mut self) {
+        self.made.clear();
     }
 
     /// Removes the leaf from every hierarchy.
@@ -707,11 +796,11 @@ impl Leaf {
     /// When a directory is still in use after two seconds; the leaf can be removed again.
     pub fn remove(&mut self) -> Result<()> {
         let deadline = Instant::now() + REMOVE_PATIENCE;
-        while let Some(last) = self.made.checked_sub(1) {
-            let directory = self.hierarchies.all.0[last].parent().join(&self.name);
+        while let Some(&last) = self.made.last() {
+            let (directory, _) = self.place(last);
             match fs::remove_dir(&directory) {
-                Ok(()) => self.made = last,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.made = last,
+                Ok(()) => drop(self.made.pop_last()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => drop(self.made.pop_last()),
                 Err(_) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -722,9 +811,9 @@ impl Leaf {
     }
 
     fn make(&mut self) -> Result<()> {
-        for hierarchy in &self.hierarchies.all.0 {
+        for (at, hierarchy) in self.hierarchies.all.0.iter().enumerate() {
             hierarchy.make_leaf(&self.name)?;
-            self.made += 1;
+            self.made.insert(at);
             if hierarchy.version == Version::V1 && hierarchy.has("cpuset") {
                 inherit_cpuset(&hierarchy.parent(), &hierarchy.parent().join(&self.name))?;
             }
@@ -772,14 +861,8 @@ impl Leaf {
         Ok(())
     }
 
-    /// Its directory in every hierarchy.
-    pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
-        self.hierarchies
-            .all
-            .0
-            .iter()
-            .take(self.made)
-            .map(|one| one.parent().join(&self.name))
+    fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.made.iter().map(|&at| self.place(at).0)
     }
 
     /// The leaf's directory in one hierarchy, and whether that is version 2.
@@ -795,8 +878,8 @@ impl Leaf {
 impl Drop for Leaf {
     /// The backstop for a leaf that nobody removed: what is inside dies.
     fn drop(&mut self) {
-        if self.made > 0 {
-            // Nobody is left to tell; what remains is the sweep's.
+        if !self.made.is_empty() {
+            // Nobody is left to tell.
             let killed = self.kill(REMOVE_PATIENCE, None);
             let removed = self.remove();
             drop((killed, removed));
@@ -804,11 +887,7 @@ impl Drop for Leaf {
     }
 }
 
-/// The processes inside any of these directories of cgroups.
-///
-/// # Errors
-/// Those of reading `cgroup.procs`.
-pub fn processes_in(directories: impl IntoIterator<Item = PathBuf>) -> Result<BTreeSet<i32>> {
+fn processes_in(directories: impl IntoIterator<Item = PathBuf>) -> Result<BTreeSet<i32>> {
     let mut pids = BTreeSet::new();
     for directory in directories {
         let procs = read(&directory.join("cgroup.procs"))?;

@@ -5,6 +5,7 @@
 
 mod host;
 mod installed;
+mod leftovers;
 mod report;
 
 use super::{Failure, INTERRUPTED, one_line, run};
@@ -16,7 +17,7 @@ use crate::sandbox::{self, SandboxError, Sandboxes, SelfTestError, SelfTests};
 use crate::sys::privilege;
 use report::{Check, Report, Verdict};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,9 @@ pub(super) struct Arguments {
     /// Print one JSON object and nothing else
     #[arg(long)]
     json: bool,
+    /// Clear away what killed processes have left: nothing else is changed
+    #[arg(long)]
+    fix: bool,
 }
 
 /// The exit status when a check fails.
@@ -64,7 +68,13 @@ pub(super) async fn run(
     let mut report = Report::new(arguments.json);
     let cancel =
         run::cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
-    let ready = examine(&mut report, state_dir, file, config).map_err(failed)?;
+    let host = Host {
+        state_dir,
+        file,
+        config,
+        fix: arguments.fix,
+    };
+    let ready = host.examine(&mut report).map_err(failed)?;
     try_out(&mut report, ready, state_dir, &cancel)
         .await
         .map_err(failed)?;
@@ -76,43 +86,62 @@ pub(super) async fn run(
     })
 }
 
-/// What sandboxes are made of, or why none can be made.
-type Ready = Result<(Image, Installed), &'static str>;
+/// What sandboxes are made of, or what to say of the tests that need some.
+type Ready = Result<(Image, Installed), fn(&'static str) -> Check>;
 
-/// Looks at what is there, and changes nothing.
-fn examine(
-    report: &mut Report,
-    state_dir: &Path,
-    file: Option<&Path>,
-    config: &Result<Config, ConfigError>,
-) -> io::Result<Ready> {
-    let privileges = privilege::require_root();
-    report.take(installed::privileges(&privileges))?;
-    for check in host::checks(state_dir) {
-        report.take(check)?;
-    }
-    report.take(installed::configuration(config, file))?;
-    report.take(installed::user())?;
-    if privileges.is_err() {
-        for id in ["state_directory", "image", "runsc", "runsc_release"] {
-            report.take(Check::needs_root(id))?;
+/// The checks that need root, in the order in which they are told, without the live ones.
+const ROOTS_CHECKS: [&str; 5] = [
+    "state_directory",
+    "image",
+    "runsc",
+    "runsc_release",
+    "leftovers",
+];
+
+/// What is examined.
+struct Host<'a> {
+    state_dir: &'a Path,
+    file: Option<&'a Path>,
+    config: &'a Result<Config, ConfigError>,
+    fix: bool,
+}
+
+impl Host<'_> {
+    fn examine(&self, report: &mut Report) -> io::Result<Ready> {
+        let privileges = privilege::require_root();
+        report.take(installed::privileges(&privileges))?;
+        for check in host::checks(self.state_dir) {
+            report.take(check)?;
         }
-        return Ok(Err("run as root"));
+        report.take(installed::configuration(self.config, self.file))?;
+        report.take(installed::user())?;
+        if privileges.is_err() {
+            for id in ROOTS_CHECKS {
+                report.take(Check::needs_root(id))?;
+            }
+            return Ok(Err(Check::needs_root));
+        }
+        self.examine_state(report)
     }
-    report.take(installed::state_directory(state_dir))?;
-    let (check, image) = installed::image(state_dir);
-    report.take(check)?;
-    let (check, runsc) = installed::runsc(state_dir);
-    report.take(check)?;
-    let minimum = config
-        .as_ref()
-        .ok()
-        .and_then(|config| config.runsc_minimum_release);
-    report.take(match &runsc {
-        Some(runsc) => installed::runsc_release(runsc, minimum),
-        None => Check::unknown("runsc_release", "there is no runsc to use"),
-    })?;
-    Ok(image.zip(runsc).ok_or("it takes an image and a runsc"))
+
+    /// What lies in the state directory.
+    fn examine_state(&self, report: &mut Report) -> io::Result<Ready> {
+        report.take(installed::state_directory(self.state_dir))?;
+        let (check, image) = installed::image(self.state_dir);
+        report.take(check)?;
+        let (check, runsc) = installed::runsc(self.state_dir);
+        report.take(check)?;
+        let config = self.config.as_ref().ok();
+        let minimum = config.and_then(|config| config.runsc_minimum_release);
+        report.take(match &runsc {
+            Some(runsc) => installed::runsc_release(runsc, minimum),
+            None => Check::unknown("runsc_release", "there is no runsc to use"),
+        })?;
+        report.take(leftovers::check(self.state_dir, self.fix))?;
+        Ok(image
+            .zip(runsc)
+            .ok_or(|id| Check::unknown(id, "it takes an image and a runsc")))
+    }
 }
 
 /// Makes sandboxes and tries to get past their controls, all at once.
@@ -124,10 +153,10 @@ async fn try_out(
 ) -> io::Result<()> {
     let (image, runsc) = match ready {
         Ok(ready) => ready,
-        Err(why) => return not_tried(report, |id| Check::unknown(id, why)),
+        Err(check) => return not_tried(report, check),
     };
-    let runsc = Runsc::new(runsc.binary);
-    let sandboxes = match Sandboxes::prepare(state_dir, runsc.clone()) {
+    // Clearing away is for whoever asks for it.
+    let sandboxes = match Sandboxes::prepare_without_sweep(state_dir, Runsc::new(runsc.binary)) {
         Ok(sandboxes) => sandboxes,
         Err(error) => return not_tried(report, |id| unfit(id, &error)),
     };
@@ -142,8 +171,7 @@ async fn try_out(
         tokio::time::sleep(LIVE).await;
         clock.cancel();
     });
-    let features = tokio::spawn(features(runsc, image.path, state_dir.to_owned()));
-    for (id, test) in LIVE_CHECKS.into_iter().zip(start(tests, features)) {
+    for (id, test) in LIVE_CHECKS.into_iter().zip(start(tests)) {
         report.wait_for(id)?;
         let found = test.await.unwrap_or_else(|error| Err(one_line(&error)));
         report.take(judge(id, found))?;
@@ -156,25 +184,26 @@ async fn try_out(
 type Found = Result<String, String>;
 
 /// Starts the tests, in the order of [`LIVE_CHECKS`].
-fn start(tests: SelfTests, features: JoinHandle<Found>) -> [JoinHandle<Found>; 5] {
+fn start(tests: SelfTests) -> [JoinHandle<Found>; 5] {
     let tell = |result: Result<String, SelfTestError>| result.map_err(|error| one_line(&error));
-    let [calls, limits, memory] = [tests.clone(), tests.clone(), tests.clone()];
+    let [calls, limits, memory, probe] = std::array::from_fn(|_| tests.clone());
     [
         tokio::spawn(async move { tell(calls.denied_call().await) }),
         tokio::spawn(async move { tell(limits.limits().await) }),
         tokio::spawn(async move { tell(memory.out_of_memory().await) }),
-        features,
+        tokio::spawn(async move { features(&probe).await }),
         tokio::spawn(async move { tell(tests.backstop().await) }),
     ]
 }
 
 /// The features by which setup chooses a runsc, found by using them once more.
-async fn features(runsc: Runsc, image: PathBuf, state_dir: PathBuf) -> Found {
-    let probing = sandbox::probe(&runsc, &image, &state_dir, CHECKPOINT);
-    match tokio::time::timeout(LIVE, probing).await {
-        Ok(Ok(())) => Ok("systrap, EROFS root, seccomp profile, checkpoint, restore".to_owned()),
-        Ok(Err(error)) => Err(one_line(&error)),
-        Err(_elapsed) => Err(format!("not tried out within {LIVE:?}")),
+async fn features(tests: &SelfTests) -> Found {
+    let probing = sandbox::probe(&tests.sandboxes, &tests.image, CHECKPOINT);
+    // Dropped half-way, a sandbox goes with everything in it.
+    match tests.cancel.run_until_cancelled(probing).await {
+        Some(Ok(())) => Ok("systrap, EROFS root, seccomp profile, checkpoint, restore".to_owned()),
+        Some(Err(error)) => Err(one_line(&error)),
+        None => Err("it was given up, since it took too long".to_owned()),
     }
 }
 

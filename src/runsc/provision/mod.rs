@@ -424,6 +424,14 @@ pub fn sweep(state_dir: &Path) -> Result<(), ProvisionError> {
     place::sweep(&home(state_dir)).map_err(|source| ProvisionError::Place { source })
 }
 
+/// What [`sweep`] would remove, and what is in the making now.
+///
+/// # Errors
+/// [`ProvisionError::Place`].
+pub fn unfinished(state_dir: &Path) -> Result<Vec<PathBuf>, ProvisionError> {
+    place::unfinished(&home(state_dir)).map_err(|source| ProvisionError::Place { source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
