@@ -335,7 +335,7 @@ fn a_runsc_that_does_not_apply_the_seccomp_profile_is_found() {
     Report::run(&copy.state(), &[]).assert_fails(&[
         (
             "denied_call",
-            "unshare, personality, ptrace",
+            "unshare, personality, process_vm_readv",
             "do not run programs",
         ),
         ("runsc_features", "--oci-seccomp", "setup --runsc"),

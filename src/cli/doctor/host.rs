@@ -38,7 +38,7 @@ const QUICK_CLOCKS: [&str; 5] = [
     "stimer",
 ];
 
-/// Settings that keep one user's links and FIFOs from another's programs (proc_sys_fs(5)).
+/// Settings that keep one user's links and FIFOs from another's programs (`proc_sys_fs(5)`).
 const PROTECTED: [&str; 4] = [
     "protected_hardlinks",
     "protected_symlinks",
