@@ -223,9 +223,25 @@ async fn run(sandboxes: &Sandboxes, code: &str) -> String {
     outcome.id
 }
 
-fn directory() -> TempDir {
+/// A state directory of a test's own, swept once more at its end: a test that fails must not leave
+/// what it looked for.
+struct State(TempDir);
+
+impl State {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        sweep(self.path()).ok();
+    }
+}
+
+fn directory() -> State {
     let mut builder = tempfile::Builder::new();
-    builder.prefix("tako-vm-test-").tempdir().unwrap()
+    State(builder.prefix("tako-vm-test-").tempdir().unwrap())
 }
 
 /// Starts once, and checks what that took and what it took away.
