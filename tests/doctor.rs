@@ -448,6 +448,24 @@ fn missing_controllers_are_named_and_no_sandbox_is_made() {
 
 #[test]
 #[ignore = "needs root and runsc"]
+fn a_relative_state_directory_is_meant_from_where_the_user_is() {
+    let _alone = alone();
+    let copy = Copy::new();
+    let relative = Path::new("state");
+    let mut command = doctor(relative, &["--json"]);
+    let report = Report::of(&command.current_dir(copy.base.path()).output().unwrap());
+    report.assert_fails(&[]);
+    let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
+    command
+        .args(["run", "-c", "print(1)", "--state-dir"])
+        .arg(relative);
+    let output = command.current_dir(copy.base.path()).output().unwrap();
+    assert_eq!(output.stdout, b"1\n", "{output:?}");
+    copy.assert_nothing_is_left();
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
 fn root_without_a_capability_is_told_which() {
     let base = tempfile::tempdir().unwrap();
     let mut command = process::program("setpriv");
