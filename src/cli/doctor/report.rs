@@ -148,7 +148,7 @@ impl Report {
     pub(super) fn wait_for(&self, id: &str) -> io::Result<()> {
         if self.terminal {
             let mut stdout = io::stdout();
-            write!(stdout, "\r\x1b[K…     {}", name(id))?;
+            write!(stdout, "\r\x1b[K…     {:<NAMES$}  trying it out", name(id))?;
             stdout.flush()?;
         }
         Ok(())
@@ -183,15 +183,24 @@ impl Report {
         } else {
             let Counts { ok, warn, fail } = counts;
             writeln!(stdout, "\n{ok} OK, {warn} WARN, {fail} FAIL")?;
+            for verdict in [Verdict::Fail, Verdict::Warn] {
+                let names = self.names(verdict);
+                if !names.is_empty() {
+                    writeln!(stdout, "{}: {}", verdict.word(), names.join(", "))?;
+                }
+            }
         }
         stdout.flush()
     }
 
+    /// The checks that came to this verdict, for people.
+    fn names(&self, verdict: Verdict) -> Vec<String> {
+        let same = self.checks.iter().filter(|check| check.verdict == verdict);
+        same.map(|check| name(check.id)).collect()
+    }
+
     fn counts(&self) -> Counts {
-        let count = |verdict| {
-            let same = self.checks.iter().filter(|check| check.verdict == verdict);
-            same.count()
-        };
+        let count = |verdict| self.names(verdict).len();
         Counts {
             ok: count(Verdict::Ok),
             warn: count(Verdict::Warn),
