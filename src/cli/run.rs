@@ -103,8 +103,10 @@ pub(super) async fn run(
         // Whom the result is parsed as: missed before the program runs, not after.
         privilege::require_user(super::USER).map_err(|e| Failure::ours(&e))?;
     }
-    let sandbox =
-        Sandbox::open(state_dir, &arguments.image, config).map_err(|e| Failure::ours(&e))?;
+    let sandbox = Sandbox::open(state_dir, &arguments.image, config).map_err(|error| Failure {
+        hint: error.hint().map(str::to_owned),
+        ..Failure::ours(&error)
+    })?;
     for left in &sandbox.swept().left {
         super::warn(&super::one_line(left));
     }
@@ -226,7 +228,7 @@ fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
 }
 
 /// A token that SIGINT, SIGTERM and SIGHUP cancel.
-fn cancel_on_signals() -> io::Result<CancellationToken> {
+pub(super) fn cancel_on_signals() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     for kind in [
         SignalKind::interrupt(),

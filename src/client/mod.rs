@@ -19,7 +19,8 @@ pub(crate) use target::Target;
 use crate::config::Config;
 use crate::image::{Image, Images};
 use crate::job::{JobSpec, Maxima, SpecError};
-use crate::runsc::{Runsc, provision};
+use crate::runsc::Runsc;
+use crate::runsc::provision::{self, ProvisionError};
 use crate::sandbox::{Sandboxes, Swept};
 use crate::sys::privilege;
 use std::error;
@@ -83,6 +84,16 @@ pub enum Error {
     Write { path: PathBuf, source: io::Error },
 }
 
+impl Error {
+    /// What can be done about it, where the message does not say it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Runtime(cause) => cause.downcast_ref::<ProvisionError>()?.hint(),
+            _ => None,
+        }
+    }
+}
+
 /// A place to run untrusted Python: each program gets a gVisor sandbox of its own, which is used once
 /// and then destroyed.
 ///
@@ -129,7 +140,7 @@ impl Sandbox {
         let image = Images::at(&state_dir)
             .find(image)
             .map_err(|error| Error::Image(error.into()))?;
-        let sandboxes = Sandboxes::prepare(&state_dir, runtime(&state_dir)?)
+        let sandboxes = Sandboxes::prepare(&state_dir, runtime(&state_dir, config)?)
             .map_err(|error| Error::Sandbox(error.into()))?;
         let maxima = config.maxima.clone();
         Ok(Self {
@@ -219,8 +230,11 @@ impl Sandbox {
 }
 
 /// What programs are run with.
-fn runtime(state_dir: &Path) -> Result<Runsc, Error> {
-    let installed =
-        provision::installed(state_dir).map_err(|error| Error::Runtime(error.into()))?;
+fn runtime(state_dir: &Path, config: &Config) -> Result<Runsc, Error> {
+    let installed = provision::installed(state_dir).and_then(|runsc| {
+        runsc.require(config.runsc_minimum_release)?;
+        Ok(runsc)
+    });
+    let installed = installed.map_err(|error| Error::Runtime(error.into()))?;
     Ok(Runsc::new(installed.binary))
 }
