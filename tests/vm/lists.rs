@@ -1,0 +1,33 @@
+//! Which tests the machine runs. To add one, name it here; to add a test program, add a list.
+
+/// Tests of one program.
+pub(crate) struct List {
+    /// The test program, a directory of `tests/`.
+    pub(crate) program: &'static str,
+    /// Their full names in it.
+    pub(crate) tests: &'static [&'static str],
+}
+
+/// What is run.
+pub(crate) const LISTS: [List; 2] = [
+    List {
+        program: "sandbox",
+        tests: &[
+            "contract::the_limits_that_the_program_sees_are_the_cgroups",
+            "contract::a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewhere",
+            "contract::the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread",
+            "contract::processes_end_at_their_limit_with_an_error_of_the_programs_own",
+            "seccomp::system_calls_that_the_profile_does_not_name_are_refused",
+            "termination::sixty_endings_are_each_told_for_what_they_are",
+        ],
+    },
+    List {
+        program: "alone",
+        tests: &[
+            "death::a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped",
+            "residue::jobs_that_end_badly_leave_nothing",
+            "residue::a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it",
+            "residue::the_last_process_of_ours_removes_the_directory_of_all_leaves",
+        ],
+    },
+];

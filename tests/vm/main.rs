@@ -1,0 +1,62 @@
+//! The same tests in a virtual machine with Debian 12, whose systemd has cgroup version 2 and nothing
+//! else: needs root and qemu. `README.md` tells how it works.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test reports by panicking, and so do the functions it is written with"
+)]
+
+mod disk;
+mod lists;
+mod machine;
+mod report;
+
+use report::Report;
+use std::io::{self, Write};
+use std::sync::LazyLock;
+
+/// The one run of the machine that all tests read the report of.
+static REPORT: LazyLock<Result<Report, String>> = LazyLock::new(machine::report);
+
+fn report() -> &'static Report {
+    match &*REPORT {
+        Ok(report) => report,
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// Tells how far the machine is. Not by `println!`, which a test keeps to itself: this takes minutes.
+fn say(line: &str) {
+    // Nobody may be listening.
+    writeln!(io::stderr(), "vm: {line}").ok();
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
+fn the_machine_has_cgroup_version_2_and_nothing_else() {
+    let mounts = report().part("mounts");
+    let of = |kind: &str| mounts.matches(&format!(" - {kind} ")).count();
+    assert_eq!((of("cgroup"), of("cgroup2")), (0, 1), "{mounts}");
+    let controllers = report().part("controllers");
+    for needed in ["cpu", "memory", "pids"] {
+        assert!(controllers.split_whitespace().any(|name| name == needed));
+    }
+    // Without swap nobody would notice that it is not limited.
+    assert!(report().part("swap").contains("/dev/vdc"));
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
+fn a_host_is_set_up_and_prints_the_answer_of_its_first_program() {
+    let setup = report().part("setup");
+    assert!(setup.ends_with("status 0"), "{setup}");
+    assert_eq!(report().part("hello"), "2\nstatus 0");
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
+fn every_test_on_the_lists_passes_there() {
+    for list in &lists::LISTS {
+        report().assert_passed(list);
+    }
+}
