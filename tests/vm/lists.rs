@@ -27,6 +27,7 @@ pub(crate) const LISTS: [List; 2] = [
             "death::a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped",
             "residue::jobs_that_end_badly_leave_nothing",
             "residue::a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it",
+            "residue::a_leaf_is_made_although_others_took_away_its_parents_and_their_controllers",
             "residue::the_last_process_of_ours_removes_the_directory_of_all_leaves",
         ],
     },

@@ -55,6 +55,27 @@ fn a_host_is_set_up_and_prints_the_answer_of_its_first_program() {
 
 #[test]
 #[ignore = "needs root and qemu"]
+fn a_hierarchy_that_is_mounted_twice_is_one() {
+    assert_eq!(report().part("mounted-twice"), "2\nstatus 0");
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
+fn limits_stay_while_systemd_writes_to_the_same_hierarchy() {
+    let expected = "\
+cpu.max:50000 100000
+memory.max:134217728
+memory.swap.max:0
+memory.oom.group:0
+cgroup.type:domain
+cpu memory pids
+error: cancelled
+status 130";
+    assert_eq!(report().part("beside-systemd"), expected);
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
 fn every_test_on_the_lists_passes_there() {
     for list in &lists::LISTS {
         report().assert_passed(list);

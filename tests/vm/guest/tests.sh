@@ -33,6 +33,30 @@ told ./tako-vm setup
 part hello
 told ./tako-vm run -c 'print(1+1)'
 
+part mounted-twice
+mount -t cgroup2 none /mnt
+told ./tako-vm run -c 'print(1+1)'
+umount /mnt
+
+# systemd writes to the root of the hierarchy as well, while a sandbox runs and a unit with a CPU quota
+# comes and goes.
+part beside-systemd
+./tako-vm run --memory 128m --cpus 0.5 -c 'import time; time.sleep(20)' &
+job=$!
+leaf=
+while [ -z "$leaf" ] && kill -0 $job; do
+    sleep 0.2
+    # Its quota is applied when the sandbox is ready.
+    leaf=$(grep -ls '^50000 ' /sys/fs/cgroup/tako-vm/tako-*/cpu.max)
+done
+systemd-run --quiet --wait --property=CPUQuota=20% true
+systemctl daemon-reload
+cd "$(dirname "$leaf")" && grep '' cpu.max memory.max memory.swap.max memory.oom.group cgroup.type
+cat /sys/fs/cgroup/cgroup.subtree_control
+cd /tests && kill $job
+wait $job
+echo "status $?"
+
 for list in lists/*; do
     program=$(basename "$list")
     part "$program"
