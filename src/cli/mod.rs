@@ -154,6 +154,10 @@ fn complain(line: &str) {
     say("error", line);
 }
 
+fn warn(line: &str) {
+    say("warning", line);
+}
+
 fn hint(line: &str) {
     say("hint", line);
 }

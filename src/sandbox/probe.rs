@@ -6,7 +6,6 @@ use super::{Order, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 pub enum ProbeError {
     #[error("cannot probe")]
     Sandbox(#[source] SandboxError),
-    #[error("cannot probe")]
-    Directory { source: io::Error },
     #[error("cannot probe")]
     Job(#[source] SpecError),
     #[error("it cannot run a program on the systrap platform from an EROFS root: {why}")]
@@ -52,8 +49,7 @@ const GRANTED: u8 = 9;
 /// [`ProbeError`] names the first feature that is missing.
 pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
     let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
-    let spool = tempfile::tempdir_in(&sandboxes.directory)
-        .map_err(|source| ProbeError::Directory { source })?;
+    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let request = JobRequest {
         code: REFUSED.to_owned(),
         timeout: Some(Duration::from_secs(20)),

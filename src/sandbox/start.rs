@@ -1,15 +1,16 @@
 //! Making a sandbox, and unmaking it.
 
 use super::guest::Guest;
-use super::{SandboxError, Sandboxes, TeardownError, make_private, specification};
+use super::record::Record;
+use super::step::{Observer, Step};
+use super::{SandboxError, Sandboxes, TeardownError, specification};
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
-use crate::sys::cgroup::{Expedited, Leaf, LeafLimits};
+use crate::sys::cgroup::{Expedited, LeafLimits};
 use crate::sys::process;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
@@ -26,12 +27,11 @@ const MAX_STDERR: u64 = 4096;
 /// A started sandbox.
 ///
 /// Dropped without a teardown, it goes in the order of its fields: runsc, then all that is in the
-/// cgroup, then the directory that both have used.
+/// cgroup, then the directory that both have used, which is the record of them.
 pub(super) struct Sandbox {
     pub(super) runsc: Child,
-    leaf: Leaf,
-    directory: Directory,
-    id: String,
+    record: Record,
+    observer: Observer,
     started: Instant,
     runsc_pid: Option<i32>,
     kill_time: Duration,
@@ -40,17 +40,6 @@ pub(super) struct Sandbox {
     pub(super) stdin: Option<ChildStdin>,
     /// Until it is ready, runsc moves processes between cgroups.
     pub(super) expedited: Option<Expedited>,
-}
-
-/// The directory of one sandbox; removed when dropped, if teardown did not do so.
-struct Directory(PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // A backstop: teardown has removed it and reported, unless it never ran.
-        let removed = fs::remove_dir_all(&self.0);
-        drop(removed);
-    }
 }
 
 /// What the cgroup counted.
@@ -82,32 +71,32 @@ impl Sandbox {
     ) -> Result<Self, SandboxError> {
         let started = Instant::now();
         let expedited = Some(shared.hierarchies.expedite());
-        // 128 random bits: a name is never given twice, so an old sandbox is never taken for a new one.
-        let id = format!("tako-{}", hex::encode(rand::random::<[u8; 16]>()));
-        let directory = Directory(shared.directory.join(&id));
-        make_private(&directory.0)?;
+        let held = shared.records.create().map_err(SandboxError::Directory)?;
+        // A name that is never given twice, so an old sandbox is never taken for a new one.
+        let id = held.name().to_owned();
+        let reached = |step| shared.observer.reached(&id, step);
+        reached(Step::Recorded);
         let leaf_limits = LeafLimits {
             memory_bytes: limits.memory_bytes,
             pids: limits.host_processes(),
         };
-        let leaf = shared
-            .hierarchies
-            .create(&id, leaf_limits)
-            .map_err(SandboxError::Cgroup)?;
-        let spec = specification(shared, image, limits, leaf.cgroups_path())
+        let record = Record::with_leaf(held, &shared.hierarchies, leaf_limits)?;
+        reached(Step::CgroupMade);
+        let spec = specification(shared, image, limits, record.leaf.cgroups_path())
             .map_err(SandboxError::Bundle)?;
-        bundle::write(&directory.0, &spec).map_err(SandboxError::Bundle)?;
-        let command = command(&Places::below(&directory.0), &directory.0, &id);
+        bundle::write(record.path(), &spec).map_err(SandboxError::Bundle)?;
+        reached(Step::BundleWritten);
+        let command = command(&Places::below(record.path()), record.path(), &id);
         let start_error = |source| SandboxError::Start { source };
-        let mut runsc = process::spawn_in(command, &leaf).map_err(start_error)?;
+        let mut runsc = process::spawn_in(command, &record.leaf).map_err(start_error)?;
+        reached(Step::Started);
         let piped = || io::Error::other("its standard streams are not piped");
         let stdout = runsc.stdout.take().ok_or_else(piped).map_err(start_error)?;
         let stderr = runsc.stderr.take().ok_or_else(piped).map_err(start_error)?;
         Ok(Self {
-            id,
             started,
-            directory,
-            leaf,
+            record,
+            observer: shared.observer.clone(),
             runsc_pid: runsc.id().and_then(|pid| pid.try_into().ok()),
             kill_time: Duration::ZERO,
             stdin: runsc.stdin.take(),
@@ -119,11 +108,15 @@ impl Sandbox {
     }
 
     pub(super) fn id(&self) -> &str {
-        &self.id
+        self.record.id()
+    }
+
+    pub(super) fn reached(&self, step: Step) {
+        self.observer.reached(self.id(), step);
     }
 
     pub(super) fn places(&self) -> Places {
-        Places::below(&self.directory.0)
+        Places::below(self.record.path())
     }
 
     /// Since its start was begun.
@@ -133,18 +126,18 @@ impl Sandbox {
 
     /// Applies the CPU quota, which does not hold during start-up.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
-        self.leaf.limit_cpu(millicpus)
+        self.record.leaf.limit_cpu(millicpus)
     }
 
     /// How many processes the kernel has killed because the memory limit was reached.
     pub(super) fn oom_kills(&self) -> Result<u64, crate::sys::cgroup::CgroupError> {
-        self.leaf.oom_kills()
+        self.record.leaf.oom_kills()
     }
 
     /// Kills everything in the cgroup.
     pub(super) fn kill(&mut self) -> Result<(), crate::sys::cgroup::CgroupError> {
         // Added up: the teardown kills again what was killed before, and finds nobody.
-        self.kill_time += self.leaf.kill(KILL_PATIENCE, self.runsc_pid)?;
+        self.kill_time += self.record.leaf.kill(KILL_PATIENCE, self.runsc_pid)?;
         Ok(())
     }
 
@@ -161,18 +154,17 @@ impl Sandbox {
 
     /// Kills the sandbox, reads its counters, and removes all that it was made of.
     pub(super) async fn teardown(mut self) -> Result<Counters, TeardownError> {
-        // Off the async threads: this waits for the kernel. Everything is tried; the first error wins.
+        // Off the async threads: this waits for the kernel. The first error wins.
         let task = tokio::task::spawn_blocking(move || {
             let killed = self.kill().map_err(TeardownError::Kill);
             let counters = self.read_counters().map_err(TeardownError::Counters);
-            let removed = self.leaf.remove().map_err(TeardownError::Cgroup);
-            let path = &self.directory.0;
-            let cleared = fs::remove_dir_all(path).map_err(|source| TeardownError::Directory {
-                path: path.clone(),
-                source,
-            });
+            let removed = killed.and_then(|()| self.remove());
             self.stderr.abort();
-            (self.runsc, killed.and(removed).and(cleared).and(counters))
+            if removed.is_err() {
+                // The record stays as well: by it the next sweep finds what is left.
+                self.record.abandon();
+            }
+            (self.runsc, removed.and(counters))
         });
         let (mut runsc, cleared) = task.await.map_err(TeardownError::Task)?;
         if cleared.is_ok() {
@@ -183,11 +175,21 @@ impl Sandbox {
         cleared
     }
 
+    /// What is left of the dead: the cgroup before its record. Killed in between, we leave nothing that no record names.
+    fn remove(&mut self) -> Result<(), TeardownError> {
+        self.reached(Step::Killed);
+        self.record.remove_cgroup()?;
+        self.reached(Step::CgroupRemoved);
+        self.record.remove_directory()?;
+        self.reached(Step::Removed);
+        Ok(())
+    }
+
     fn read_counters(&self) -> Result<Counters, crate::sys::cgroup::CgroupError> {
         Ok(Counters {
-            oom_kills: self.leaf.oom_kills()?,
-            memory_peak: self.leaf.memory_peak()?,
-            cpu_time: self.leaf.cpu_time()?,
+            oom_kills: self.record.leaf.oom_kills()?,
+            memory_peak: self.record.leaf.memory_peak()?,
+            cpu_time: self.record.leaf.cpu_time()?,
             kill_time: self.kill_time,
         })
     }
