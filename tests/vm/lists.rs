@@ -18,7 +18,9 @@ pub(crate) const LISTS: [List; 2] = [
             "contract::the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread",
             "contract::processes_end_at_their_limit_with_an_error_of_the_programs_own",
             "seccomp::system_calls_that_the_profile_does_not_name_are_refused",
-            "termination::sixty_endings_are_each_told_for_what_they_are",
+            "command::the_exit_status_is_the_programs_own_or_says_who_ended_it",
+            "command::a_record_tells_every_kind_of_failure",
+            "command::whoever_has_parsed_a_result_has_no_privileges",
         ],
     },
     List {
@@ -29,6 +31,9 @@ pub(crate) const LISTS: [List; 2] = [
             "residue::a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it",
             "residue::a_leaf_is_made_although_others_took_away_its_parents_and_their_controllers",
             "residue::the_last_process_of_ours_removes_the_directory_of_all_leaves",
+            "sweep::an_owner_killed_at_any_step_leaves_nothing_after_the_next_start",
+            "sweep::living_neighbours_are_untouched",
+            "sweep::a_cgroup_that_is_half_there_is_removed_by_its_record",
         ],
     },
 ];

@@ -96,7 +96,10 @@ impl Machine {
         ]);
         command.arg("-kernel").arg(base.kernel());
         command.arg("-initrd").arg(base.initrd());
-        command.args(["-append", "root=/dev/vda rw console=ttyS0 panic=-1 quiet"]);
+        command.args([
+            "-append",
+            "root=/dev/vda rw console=ttyS0 panic=-1 nokaslr quiet",
+        ]);
         command.args(["-drive", &disk(&base.root())]);
         command.args(["-drive", &disk(&run.join("tests.ext4"))]);
         command.args(["-drive", &disk(&run.join("swap"))]);

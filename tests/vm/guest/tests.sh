@@ -5,6 +5,9 @@
 # to run, `tako-vm`, `command` (the path where the tests expect it), `state/`.
 
 cd /tests || exit 1
+export TAKO_VM_STATE_DIR=/tests/state
+# The emulator takes some ten times as long as the processor that it runs on.
+export TAKO_VM_TEST_SLOWNESS=10
 
 part() {
     echo "== $1"
