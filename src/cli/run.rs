@@ -6,7 +6,8 @@ use crate::image::Images;
 use crate::job::{
     Artifact, InputFile, JobRequest, JobSpec, Outcome, Record, Termination, parse_bytes,
 };
-use crate::runsc::{Runsc, provision};
+use crate::runsc::Runsc;
+use crate::runsc::provision::{self, Installed};
 use crate::sandbox::{Order, Sandboxes};
 use crate::sys::privilege;
 use std::fs::{self, File};
@@ -111,7 +112,7 @@ pub(super) async fn run(
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;
-    let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
+    let runsc = installed_runsc(state_dir, config)?;
     let sandboxes =
         Sandboxes::prepare(state_dir, Runsc::new(runsc.binary)).map_err(|e| Failure::ours(&e))?;
     for left in &sandboxes.swept().left {
@@ -158,6 +159,18 @@ pub(super) async fn run(
         explain(&outcome);
     }
     taken.map(|()| status)
+}
+
+/// The installed runsc, if the configuration does not ask for a newer one.
+fn installed_runsc(state_dir: &Path, config: &Config) -> Result<Installed, Failure> {
+    let usable = provision::installed(state_dir).and_then(|runsc| {
+        runsc.require(config.runsc_minimum_release)?;
+        Ok(runsc)
+    });
+    usable.map_err(|error| Failure {
+        hint: error.hint().map(str::to_owned),
+        ..Failure::ours(&error)
+    })
 }
 
 /// What the command line asks for, read from where it says.
@@ -242,7 +255,7 @@ fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
 }
 
 /// A token that SIGINT, SIGTERM and SIGHUP cancel.
-fn cancel_on_signals() -> io::Result<CancellationToken> {
+pub(super) fn cancel_on_signals() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     for kind in [
         SignalKind::interrupt(),

@@ -5,27 +5,33 @@
 //! kill it goes on with what is missing.
 
 use super::{USER, one_line};
+use crate::config::Config;
 use crate::image::archive::{self, ArchiveError, Origin};
 use crate::image::build::{self, BuildError};
 use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
 use crate::runsc::Runsc;
-use crate::runsc::provision::{self, Candidate, ProvisionError};
-use crate::sandbox;
+use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
+use crate::sandbox::{self, Sandboxes};
 use crate::sys::account::{self, AccountError};
 use crate::sys::apt::{AptError, Sources};
 use crate::sys::digest::Digest;
 use crate::sys::place::{self, PlaceError};
 use crate::sys::process;
+use jiff::civil::Date;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{self, Path, PathBuf};
+use std::time::Duration;
 
 /// The permissions of group and others.
 const FOR_OTHERS: u32 = 0o077;
+
+/// How long a runsc may take to write a checkpoint.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Steps that setup takes.
 const STEPS: u8 = 4;
@@ -114,17 +120,17 @@ impl SetupError {
     }
 }
 
-/// Prepares the host, or says what that would mean. `configured` is the runsc of the configuration,
-/// taken where the command line names none.
+/// Prepares the host, or says what that would mean. The runsc of the configuration is taken where the
+/// command line names none.
 ///
 /// # Errors
 /// [`SetupError`] names the step that failed; the steps before it are done and stay done.
 pub(super) fn run(
     arguments: &Arguments,
     state_dir: &Path,
-    configured: Option<&Path>,
+    config: &Config,
 ) -> Result<(), SetupError> {
-    let setup = Setup::new(arguments, state_dir, configured)?;
+    let setup = Setup::new(arguments, state_dir, config)?;
     if arguments.dry_run {
         setup.tell_plan()
     } else {
@@ -132,22 +138,79 @@ pub(super) fn run(
     }
 }
 
+/// What killed setups have left, or one that runs is making.
+pub(super) fn unfinished(state_dir: &Path) -> Result<Vec<PathBuf>, SetupError> {
+    let images = Images::at(state_dir);
+    let mut paths = images
+        .unfinished()
+        .map_err(|source| SetupError::Image { source })?;
+    let runsc = provision::unfinished(state_dir);
+    paths.extend(runsc.map_err(|source| SetupError::Runsc { source })?);
+    Ok(paths)
+}
+
+/// Removes what killed setups have left, unless one runs at this moment.
+pub(super) fn sweep_unless_busy(state_dir: &Path) -> Result<(), SetupError> {
+    let lock =
+        place::try_lock(&lock_path(state_dir)).map_err(|source| SetupError::StateDirectory {
+            path: state_dir.to_owned(),
+            source,
+        })?;
+    lock.map_or(Ok(()), |_held| sweep(state_dir))
+}
+
+/// For the holder of the lock.
+fn sweep(state_dir: &Path) -> Result<(), SetupError> {
+    Images::at(state_dir)
+        .sweep()
+        .map_err(|source| SetupError::Image { source })?;
+    provision::sweep(state_dir).map_err(|source| SetupError::Runsc { source })
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("setup.lock")
+}
+
 /// Takes the lock under which the state directory's images and runsc are changed.
 pub(super) fn lock(state_dir: &Path) -> Result<File, SetupError> {
     let mut wait = || detail("waiting for another `tako-vm` that changes the state directory");
-    place::lock(&state_dir.join("setup.lock"), &mut wait).map_err(|source| {
-        SetupError::StateDirectory {
-            path: state_dir.to_owned(),
-            source,
-        }
+    place::lock(&lock_path(state_dir), &mut wait).map_err(|source| SetupError::StateDirectory {
+        path: state_dir.to_owned(),
+        source,
     })
+}
+
+/// Whether the state directory is there, after checking that nobody but root has a hand in it or above
+/// it.
+pub(super) fn state_directory_exists(path: &Path) -> Result<bool, SetupError> {
+    let failed = |source| SetupError::StateDirectory {
+        path: path.to_owned(),
+        source,
+    };
+    let Ok(metadata) = fs::metadata(path) else {
+        let above = path.ancestors().find(|path| path.exists());
+        place::trusted_to_hold(above.unwrap_or(Path::new("/"))).map_err(failed)?;
+        return Ok(false);
+    };
+    place::trusted(path).map_err(failed)?;
+    let mode = metadata.mode() & 0o7777;
+    // Not simply closed: `--state-dir /usr` would be the end of this host.
+    if mode & FOR_OTHERS == 0 {
+        Ok(true)
+    } else {
+        Err(SetupError::Open {
+            path: path.to_owned(),
+            mode,
+        })
+    }
 }
 
 /// Tries out a runsc that is about to be installed: which features it has, found by using them.
 fn probe(binary: &Path, image: &Image, state_dir: &Path) -> Result<(), String> {
     detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
-    let runsc = Runsc::new(binary);
-    let probing = sandbox::probe(&runsc, &image.path, state_dir);
+    let sandboxes = Sandboxes::prepare(state_dir, Runsc::new(binary));
+    let sandboxes = sandboxes.map_err(|error| format!("cannot probe: {}", one_line(&error)))?;
+    let probing = sandbox::probe(&sandboxes, &image.path, PATIENCE);
     // Setup is blocking code inside the runtime that the sandbox needs.
     tokio::runtime::Handle::current()
         .block_on(probing)
@@ -164,6 +227,7 @@ enum ImageTask {
 struct Setup<'a> {
     arguments: &'a Arguments,
     runsc: Option<&'a Path>,
+    minimum: Option<Date>,
     state_dir: PathBuf,
     images: Images,
     recipe: Recipe,
@@ -173,7 +237,7 @@ impl<'a> Setup<'a> {
     fn new(
         arguments: &'a Arguments,
         state_dir: &Path,
-        configured: Option<&'a Path>,
+        config: &'a Config,
     ) -> Result<Self, SetupError> {
         // The programs that we start run elsewhere.
         let state_dir = path::absolute(state_dir).map_err(|source| SetupError::Path {
@@ -182,7 +246,8 @@ impl<'a> Setup<'a> {
         })?;
         Ok(Self {
             arguments,
-            runsc: arguments.runsc.as_deref().or(configured),
+            runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
+            minimum: config.runsc_minimum_release,
             images: Images::at(&state_dir),
             state_dir,
             recipe: Recipe::python().map_err(|source| SetupError::Recipe { source })?,
@@ -193,7 +258,7 @@ impl<'a> Setup<'a> {
         Self::provide_user()?;
         self.provide_state_directory()?;
         let _lock = lock(&self.state_dir)?;
-        self.sweep()?;
+        sweep(&self.state_dir)?;
         let image = self.provide_image()?;
         self.provide_runsc(&image)
     }
@@ -211,8 +276,11 @@ impl<'a> Setup<'a> {
     }
 
     fn provide_state_directory(&self) -> Result<(), SetupError> {
-        let failed = |source| self.state_directory_failed(source);
-        let outcome = if self.state_directory_exists()? {
+        let failed = |source| SetupError::StateDirectory {
+            path: self.state_dir.clone(),
+            source,
+        };
+        let outcome = if state_directory_exists(&self.state_dir)? {
             "exists"
         } else {
             place::directory(&self.state_dir).map_err(failed)?;
@@ -221,41 +289,6 @@ impl<'a> Setup<'a> {
         let path = self.state_dir.display();
         step(2, &format!("state directory `{path}`: {outcome}"));
         Ok(())
-    }
-
-    fn state_directory_failed(&self, source: PlaceError) -> SetupError {
-        SetupError::StateDirectory {
-            path: self.state_dir.clone(),
-            source,
-        }
-    }
-
-    /// Whether it is there, after checking that nobody but root has a hand in it or above it.
-    fn state_directory_exists(&self) -> Result<bool, SetupError> {
-        let failed = |source| self.state_directory_failed(source);
-        let Ok(metadata) = fs::metadata(&self.state_dir) else {
-            let above = self.state_dir.ancestors().find(|path| path.exists());
-            place::trusted_to_hold(above.unwrap_or(Path::new("/"))).map_err(failed)?;
-            return Ok(false);
-        };
-        place::trusted(&self.state_dir).map_err(failed)?;
-        let mode = metadata.mode() & 0o7777;
-        // Not simply closed: `--state-dir /usr` would be the end of this host.
-        if mode & FOR_OTHERS == 0 {
-            Ok(true)
-        } else {
-            Err(SetupError::Open {
-                path: self.state_dir.clone(),
-                mode,
-            })
-        }
-    }
-
-    fn sweep(&self) -> Result<(), SetupError> {
-        self.images
-            .sweep()
-            .map_err(|source| SetupError::Image { source })?;
-        provision::sweep(&self.state_dir).map_err(|source| SetupError::Runsc { source })
     }
 
     fn image_task(&self) -> ImageTask {
@@ -318,9 +351,15 @@ impl<'a> Setup<'a> {
             .map_err(|source| SetupError::Apt { source })
     }
 
+    /// The installed one, if it may be used.
+    fn current_runsc(&self) -> Result<Installed, ProvisionError> {
+        let installed = provision::installed(&self.state_dir)?;
+        installed.require(self.minimum).map(|()| installed)
+    }
+
     fn provide_runsc(&self, image: &Image) -> Result<(), SetupError> {
         let failed = |source| SetupError::Runsc { source };
-        let current = provision::installed(&self.state_dir);
+        let current = self.current_runsc();
         let candidate = match (self.runsc, &current) {
             (Some(path), _) => Candidate::given(&self.state_dir, path).map_err(failed)?,
             // The very files that were examined when they were installed.
@@ -371,6 +410,9 @@ impl<'a> Setup<'a> {
     }
 
     fn try_out(&self, candidate: &Candidate, image: &Image) -> Result<(), SetupError> {
+        candidate
+            .require(self.minimum)
+            .map_err(|source| SetupError::Runsc { source })?;
         probe(&candidate.binary(), image, &self.state_dir).map_err(|why| SetupError::Probe {
             origin: candidate.origin().to_owned(),
             version: candidate.version().to_owned(),
@@ -385,7 +427,7 @@ impl<'a> Setup<'a> {
                 "would create the system user and group `{USER}` in `/etc/passwd` and `/etc/group`"
             ));
         }
-        if !self.state_directory_exists()? {
+        if !state_directory_exists(&self.state_dir)? {
             let path = self.state_dir.display();
             say(&format!("would create the directory `{path}`, mode 0700"));
         }
@@ -434,7 +476,7 @@ impl<'a> Setup<'a> {
     }
 
     fn tell_runsc_plan(&self) {
-        let current = provision::installed(&self.state_dir);
+        let current = self.current_runsc();
         if let (None, Ok(current)) = (self.runsc, &current) {
             say(&describe_runsc(
                 &current.version,

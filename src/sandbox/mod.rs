@@ -16,6 +16,7 @@ mod attend;
 mod guest;
 mod probe;
 mod record;
+mod selftest;
 mod spool;
 mod start;
 mod step;
@@ -23,6 +24,7 @@ mod sweep;
 
 pub use attend::Event;
 pub use probe::{ProbeError, probe};
+pub use selftest::{SelfTestError, SelfTests};
 pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
@@ -126,17 +128,26 @@ impl Sandboxes {
     /// When any control could not be applied to a sandbox later on, or the state directory cannot be
     /// read.
     pub fn prepare(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
+        let mut prepared = Self::prepare_without_sweep(state_dir, runsc)?;
+        prepared.swept = Arc::new(sweep::sweep_with(state_dir, &prepared.hierarchies)?);
+        Ok(prepared)
+    }
+
+    /// Like [`Sandboxes::prepare`], but leaves what killed processes have left where it is.
+    ///
+    /// # Errors
+    /// When any control could not be applied to a sandbox later on.
+    pub fn prepare_without_sweep(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
         let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
         let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
         process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
-        let swept = Arc::new(sweep::sweep_with(state_dir, &hierarchies)?);
         Ok(Self {
             records: record::records(state_dir),
             spools: record::spools(state_dir),
             hierarchies,
             seccomp,
             runsc,
-            swept,
+            swept: Arc::default(),
             observer: Observer::default(),
         })
     }

@@ -4,7 +4,6 @@ use super::attend::{self, Attended};
 use super::start::Sandbox;
 use super::{Order, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
-use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
 use std::path::Path;
 use std::time::Duration;
@@ -28,9 +27,6 @@ pub enum ProbeError {
     Restore { why: String },
 }
 
-/// How long a checkpoint may take to be written. It takes 0.1 s.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Asks for a new user namespace, which gVisor grants to anybody unless the profile is in force.
 const REFUSED: &str = "
 import ctypes, errno, sys
@@ -43,12 +39,16 @@ sys.exit(0 if refused else 9)
 const GRANTED: u8 = 9;
 
 /// Runs a program with an EROFS root under the seccomp profile, writes a checkpoint of a sandbox that
-/// waits for its job, and runs a job in its restored copy.
+/// waits for its job, and runs a job in its restored copy. To write the checkpoint, which takes 0.1 s,
+/// runsc has `patience`; the thread waits meanwhile.
 ///
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
-pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
-    let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
+pub async fn probe(
+    sandboxes: &Sandboxes,
+    image: &Path,
+    patience: Duration,
+) -> Result<(), ProbeError> {
     let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let request = JobRequest {
         code: REFUSED.to_owned(),
@@ -63,10 +63,10 @@ pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), 
         events: None,
         cancel: CancellationToken::new(),
     };
-    run(&sandboxes, &order).await?;
+    run(sandboxes, &order).await?;
     let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(&sandboxes, &order, &checkpoint).await?;
-    restore(&sandboxes, &order, &checkpoint).await
+    write_checkpoint(sandboxes, &order, &checkpoint, patience).await?;
+    restore(sandboxes, &order, &checkpoint).await
 }
 
 async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError> {
@@ -84,13 +84,14 @@ async fn write_checkpoint(
     sandboxes: &Sandboxes,
     order: &Order<'_>,
     to: &Path,
+    patience: Duration,
 ) -> Result<(), ProbeError> {
     let mut sandbox = start(sandboxes, order)?;
     let ready = attend::await_ready(&mut sandbox).await;
     let mut command = sandboxes
         .runsc
         .checkpoint(&sandbox.places(), to, sandbox.id());
-    let written = process::run_within(&mut command, PATIENCE);
+    let written = process::run_within(&mut command, patience);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
     written

@@ -17,6 +17,7 @@ pub(crate) const LISTS: [List; 2] = [
             "contract::a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewhere",
             "contract::the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread",
             "contract::processes_end_at_their_limit_with_an_error_of_the_programs_own",
+            "contract::a_daemon_dies_with_the_job_and_does_not_hold_it_up",
             "seccomp::system_calls_that_the_profile_does_not_name_are_refused",
             "command::the_exit_status_is_the_programs_own_or_says_who_ended_it",
             "command::a_record_tells_every_kind_of_failure",
