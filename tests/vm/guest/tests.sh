@@ -36,6 +36,8 @@ told ./tako-vm setup
 part hello
 told ./tako-vm run -c 'print(1+1)'
 
+part doctor
+told ./tako-vm doctor --json
 part mounted-twice
 mount -t cgroup2 none /mnt
 told ./tako-vm run -c 'print(1+1)'
