@@ -68,6 +68,11 @@ pub enum CgroupError {
         wanted: String,
         found: String,
     },
+    #[error(
+        "`{}` passes no controllers on while processes are in that very cgroup, as in a container: \
+         it needs the hierarchy of the host (`--cgroupns=host`)", path.display()
+    )]
+    Occupied { path: PathBuf, source: io::Error },
     #[error("the host has swap, and `{}` is missing to limit it", path.display())]
     SwapUnlimited { path: PathBuf },
     #[error("{count} processes in `{}` outlived SIGKILL by {waited:?}", path.display())]
@@ -383,8 +388,15 @@ impl Hierarchy {
     fn pass_controllers_on(&self, directory: &Path) -> Result<()> {
         let control = directory.join("cgroup.subtree_control");
         self.controllers.iter().try_for_each(|controller| {
-            fs::write(&control, format!("+{controller}"))
-                .map_err(CgroupError::file("pass controllers on in", &control))
+            let passed = fs::write(&control, format!("+{controller}"));
+            passed.map_err(|source| match source.kind() {
+                // "No internal process constraint" of the kernel's cgroup-v2.rst: all but the root.
+                io::ErrorKind::ResourceBusy => CgroupError::Occupied {
+                    path: control.clone(),
+                    source,
+                },
+                _ => CgroupError::file("pass controllers on in", &control)(source),
+            })
         })
     }
 }
