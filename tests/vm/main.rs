@@ -12,6 +12,7 @@ mod machine;
 mod report;
 
 use report::Report;
+use serde_json::Value;
 use std::io::{self, Write};
 use std::sync::LazyLock;
 
@@ -51,6 +52,34 @@ fn a_host_is_set_up_and_prints_the_answer_of_its_first_program() {
     let setup = report().part("setup");
     assert!(setup.ends_with("status 0"), "{setup}");
     assert_eq!(report().part("hello"), "2\nstatus 0");
+}
+
+#[test]
+#[ignore = "needs root and qemu"]
+fn doctor_knows_the_host_and_finds_nothing_wrong_with_its_cgroups() {
+    let part = report().part("doctor");
+    let told: Value = serde_json::from_str(part.lines().next().unwrap()).unwrap();
+    let check = |id: &str| {
+        let checks = told["checks"].as_array().unwrap();
+        let found = checks.iter().find(|check| check["id"] == id);
+        let check = found.unwrap_or_else(|| panic!("no `{id}` in {part}"));
+        (
+            check["verdict"].as_str().unwrap(),
+            check["found"].as_str().unwrap(),
+        )
+    };
+    assert_eq!(check("cgroups"), ("ok", "version 2"));
+    for id in ["kernel", "libseccomp", "swap", "user", "image", "runsc"] {
+        assert_eq!(check(id).0, "ok", "{id}: {part}");
+    }
+    // What is tried out has ten seconds, whatever the host: an emulator may need more.
+    for id in ["denied_call", "limits", "out_of_memory", "backstop"] {
+        let (verdict, found) = check(id);
+        assert!(
+            verdict == "ok" || found.contains("it took too long"),
+            "{id}: {part}"
+        );
+    }
 }
 
 #[test]

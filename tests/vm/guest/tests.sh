@@ -46,7 +46,7 @@ umount /mnt
 # A container has a cgroup of its own for the root of its hierarchy, and its processes are in there.
 part in-a-container
 told unshare --mount --cgroup sh -c \
-    'mount -t cgroup2 none /sys/fs/cgroup && ./tako-vm run -c "print(1+1)"' 2>&1
+    'umount --lazy /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && ./tako-vm run -c "print(1+1)"' 2>&1
 
 # systemd writes to the root of the hierarchy as well, while a sandbox runs and a unit with a CPU quota
 # comes and goes.
