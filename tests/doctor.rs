@@ -335,7 +335,7 @@ fn a_runsc_that_does_not_apply_the_seccomp_profile_is_found() {
     Report::run(&copy.state(), &[]).assert_fails(&[
         (
             "denied_call",
-            "unshare, personality, ptrace",
+            "unshare, personality, process_vm_readv",
             "do not run programs",
         ),
         ("runsc_features", "--oci-seccomp", "setup --runsc"),
@@ -444,6 +444,75 @@ fn missing_controllers_are_named_and_no_sandbox_is_made() {
     );
     report.assert_fails(&[&[cgroups], expected.as_slice()].concat());
     copy.assert_nothing_is_left();
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_relative_state_directory_is_meant_from_where_the_user_is() {
+    let _alone = alone();
+    let copy = Copy::new();
+    let relative = Path::new("state");
+    let mut command = doctor(relative, &["--json"]);
+    let report = Report::of(&command.current_dir(copy.base.path()).output().unwrap());
+    report.assert_fails(&[]);
+    let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
+    command
+        .args(["run", "-c", "print(1)", "--state-dir"])
+        .arg(relative);
+    let output = command.current_dir(copy.base.path()).output().unwrap();
+    assert_eq!(output.stdout, b"1\n", "{output:?}");
+    copy.assert_nothing_is_left();
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn root_without_a_capability_is_told_which() {
+    let base = tempfile::tempdir().unwrap();
+    let mut command = process::program("setpriv");
+    command.args([
+        "--bounding-set",
+        "-sys_ptrace",
+        env!("CARGO_BIN_EXE_tako-vm"),
+    ]);
+    command.args(["doctor", "--json", "--state-dir"]);
+    let report = Report::of(&command.arg(base.path().join("none")).output().unwrap());
+    let check = report.check("privileges");
+    assert_eq!(check["verdict"], "fail", "{check:#}");
+    assert!(
+        check["found"].to_string().contains("CAP_SYS_PTRACE"),
+        "{check:#}"
+    );
+    // Root all the same: the rest is checked.
+    let found = &report.check("runsc")["found"];
+    assert!(
+        found.to_string().contains("no runsc is installed"),
+        "{found}"
+    );
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_terminal_is_shown_colours_and_nobody_else() {
+    let base = tempfile::tempdir().unwrap();
+    let state = base.path().join("none");
+    let pair = nix::pty::openpty(None, None).unwrap();
+    let mut command = doctor(&state, &[]);
+    let mut child = command.stdout(pair.slave).spawn().unwrap();
+    // It holds the other end of the terminal, too.
+    drop(command);
+    let mut shown = Vec::new();
+    // The end of a terminal is an error (EIO).
+    fs::File::from(pair.master)
+        .read_to_end(&mut shown)
+        .unwrap_err();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(
+        shown.contains("\x1b[31mFAIL\x1b[0m  state directory"),
+        "{shown}"
+    );
+    let plain = doctor(&state, &[]).output().unwrap().stdout;
+    assert!(!plain.contains(&0x1b));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::sys::privilege;
 use clap::{Parser, Subcommand};
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 /// The exit status for our own failures.
 const FAILED: u8 = 125;
@@ -133,6 +133,9 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         config: file,
         subcommand,
     } = command;
+    // The programs that we start run elsewhere.
+    let state_dir = path::absolute(&state_dir)
+        .map_err(|error| Failure::io("cannot find out where the state directory is", &error))?;
     let config = Config::load(file.as_deref());
     // Whatever is wrong with it is for the doctor to tell, and stops every other command.
     let checked = |config: Result<Config, ConfigError>| config.map_err(|e| Failure::ours(&e));

@@ -24,7 +24,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The permissions of group and others.
@@ -59,8 +59,6 @@ pub(super) struct Arguments {
 /// Why the host is not ready.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SetupError {
-    #[error("cannot find out where `{}` is", path.display())]
-    Path { path: PathBuf, source: io::Error },
     #[error("cannot use the state directory `{}`", path.display())]
     StateDirectory { path: PathBuf, source: PlaceError },
     #[error("the state directory `{}` is open to others (mode {mode:04o})", path.display())]
@@ -239,17 +237,12 @@ impl<'a> Setup<'a> {
         state_dir: &Path,
         config: &'a Config,
     ) -> Result<Self, SetupError> {
-        // The programs that we start run elsewhere.
-        let state_dir = path::absolute(state_dir).map_err(|source| SetupError::Path {
-            path: state_dir.to_owned(),
-            source,
-        })?;
         Ok(Self {
             arguments,
             runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
             minimum: config.runsc_minimum_release,
-            images: Images::at(&state_dir),
-            state_dir,
+            images: Images::at(state_dir),
+            state_dir: state_dir.to_owned(),
             recipe: Recipe::python().map_err(|source| SetupError::Recipe { source })?,
         })
     }

@@ -69,7 +69,7 @@ pub fn space(directory: &Path) -> io::Result<Space> {
     })
 }
 
-/// The places that the kernel swaps to, and their sizes in bytes (proc_swaps(5)).
+/// The places that the kernel swaps to, and their sizes in bytes (`proc_swaps(5)`).
 ///
 /// # Errors
 /// Those of reading `/proc/swaps`; a kernel without swapping has none, and then there are none.

@@ -30,15 +30,14 @@ const TOO_LITTLE_SPACE: u64 = 100 << 20;
 const FEW_FILES: u64 = 10_000;
 
 /// Clock sources that are read without a system call.
-const QUICK_CLOCKS: [&str; 5] = [
+const QUICK_CLOCKS: [&str; 4] = [
     "tsc",
     "kvm-clock",
     "hyperv_clocksource_tsc_page",
     "arch_sys_counter",
-    "stimer",
 ];
 
-/// Settings that keep one user's links and FIFOs from another's programs (proc_sys_fs(5)).
+/// Settings that keep one user's links and FIFOs from another's programs (`proc_sys_fs(5)`).
 const PROTECTED: [&str; 4] = [
     "protected_hardlinks",
     "protected_symlinks",

@@ -14,7 +14,7 @@ use crate::image::Image;
 use crate::runsc::Runsc;
 use crate::runsc::provision::Installed;
 use crate::sandbox::{self, SandboxError, Sandboxes, SelfTestError, SelfTests};
-use crate::sys::privilege;
+use crate::sys::privilege::{self, PrivilegeError};
 use report::{Check, Report, Verdict};
 use std::io;
 use std::path::Path;
@@ -115,7 +115,7 @@ impl Host<'_> {
         }
         report.take(installed::configuration(self.config, self.file))?;
         report.take(installed::user())?;
-        if privileges.is_err() {
+        if matches!(privileges, Err(PrivilegeError::NotRoot)) {
             for id in ROOTS_CHECKS {
                 report.take(Check::needs_root(id))?;
             }

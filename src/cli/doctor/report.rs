@@ -215,17 +215,20 @@ fn lines(check: &Check, coloured: bool) -> String {
     } else {
         padded
     };
-    let mut text = format!(
+    let line = format!(
         "{shown}  {:<NAMES$}  {}\n",
         name(check.id),
         output::visible(&check.found)
     );
     let details = check.details.iter().map(|detail| ("-", detail));
     let fix = check.fix.iter().map(|fix| ("fix:", fix));
-    for (mark, line) in details.chain(fix) {
-        text.push_str(&format!("      {mark} {}\n", output::visible(line)));
-    }
-    text
+    let below = details
+        .chain(fix)
+        .map(|(mark, text)| format!("      {mark} {}\n", output::visible(text)));
+    std::iter::once(line)
+        .chain(below)
+        .collect::<Vec<_>>()
+        .concat()
 }
 
 #[cfg(test)]
