@@ -66,15 +66,21 @@ fn cases() -> [Case; 4] {
     [
         case("40 spinners", SPINNERS),
         case("every signal ignored and blocked", STUBBORN),
-        Case {
-            stop: Some(Part::Sentry),
-            ..case("a stopped sentry", CALM)
-        },
+        stopped(),
         Case {
             hanging: true,
             ..case("a runsc that hangs", CALM)
         },
     ]
+}
+
+fn stopped() -> Case {
+    Case {
+        name: "a stopped sentry",
+        job: job(CALM),
+        stop: Some(Part::Sentry),
+        hanging: false,
+    }
 }
 
 impl Case {
@@ -184,6 +190,15 @@ async fn a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped
     for one in all {
         one.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_guest_that_is_stopped_is_killed_through_its_cgroup() {
+    let _alone = alone().await;
+    let time = stopped().time_out().await;
+    println!("{time:?} after the backstop");
+    assert!(time < on_this_host(PROMISE), "{time:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

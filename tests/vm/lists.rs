@@ -27,13 +27,13 @@ pub(crate) const LISTS: [List; 2] = [
     List {
         program: "alone",
         tests: &[
-            "death::a_time_limit_holds_against_jobs_that_resist_and_a_guest_that_is_stopped",
+            "death::a_guest_that_is_stopped_is_killed_through_its_cgroup",
             "residue::jobs_that_end_badly_leave_nothing",
             "residue::a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it",
             "residue::a_leaf_is_made_although_others_took_away_its_parents_and_their_controllers",
             "residue::the_last_process_of_ours_removes_the_directory_of_all_leaves",
             "sweep::an_owner_killed_at_any_step_leaves_nothing_after_the_next_start",
-            "sweep::living_neighbours_are_untouched",
+            "sweep::what_only_looks_like_ours_is_untouched",
             "sweep::a_cgroup_that_is_half_there_is_removed_by_its_record",
         ],
     },
