@@ -184,8 +184,6 @@ fn bootstrap_arguments(
     security: &str,
 ) -> Vec<String> {
     let suite = &recipe.suite;
-    let keyring = sources.keyring.display();
-    let line = |base: &str, suite: &str| format!("deb [signed-by={keyring}] {base} {suite} main");
     let hook = format!("sh {WORKSHOP}/customize.sh \"$1\"");
     let mut arguments: Vec<String> = BOOTSTRAP.iter().map(ToString::to_string).collect();
     if let Some(proxy) = &sources.http_proxy {
@@ -198,10 +196,8 @@ fn bootstrap_arguments(
         format!("--extract-hook={hook}"),
         suite.clone(),
         format!("{WORKSHOP}/tree"),
-        line(mirror, suite),
-        line(mirror, &format!("{suite}-updates")),
-        line(security, &format!("{suite}-security")),
     ]);
+    arguments.extend(sources.lines(suite, mirror, security));
     arguments
 }
 

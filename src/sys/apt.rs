@@ -86,6 +86,17 @@ impl Sources {
             http_proxy: configured_proxy()?.or(http_proxy),
         })
     }
+
+    /// The lines of a sources.list for the release `suite` and its updates, pinned to Debian's keys.
+    pub fn lines(&self, suite: &str, mirror: &str, security: &str) -> [String; 3] {
+        let keyring = self.keyring.display();
+        [
+            (mirror, suite.to_owned()),
+            (mirror, format!("{suite}-updates")),
+            (security, format!("{suite}-security")),
+        ]
+        .map(|(base, suite)| format!("deb [signed-by={keyring}] {base} {suite} main"))
+    }
 }
 
 /// Bases of the archive and of the security archive, in what `apt-get --print-uris update` prints.

@@ -68,6 +68,11 @@ pub enum CgroupError {
         wanted: String,
         found: String,
     },
+    #[error(
+        "`{}` passes no controllers on while processes are in that very cgroup, as in a container: \
+         it needs the hierarchy of the host (`--cgroupns=host`)", path.display()
+    )]
+    Occupied { path: PathBuf, source: io::Error },
     #[error("the host has swap, and `{}` is missing to limit it", path.display())]
     SwapUnlimited { path: PathBuf },
     #[error("{count} processes in `{}` outlived SIGKILL by {waited:?}", path.display())]
@@ -177,6 +182,10 @@ pub fn missing(mounted: &[Mounted]) -> Vec<&'static str> {
 /// One mounted hierarchy, and the directory in it that belongs to us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
+    /// `major:minor` of its file system, the same for every mount of it.
+    device: String,
+    /// What of it is mounted: `/` for all.
+    root: String,
     version: Version,
     controllers: Vec<String>,
     mount: PathBuf,
@@ -339,13 +348,16 @@ impl Hierarchy {
             let needed = ["memory", "pids", "cpu"].into_iter();
             let offered = |name: &&str| available.split_whitespace().any(|other| other == *name);
             self.controllers = needed.filter(offered).map(str::to_owned).collect();
-            self.pass_controllers_on(&self.mount)?;
         }
         unless_removed(|| self.make_parent())
     }
 
     fn make_parent(&self) -> Result<()> {
         let parent = self.parent();
+        if self.version == Version::V2 {
+            // Each time: systemd takes back what no unit of its own needs, as long as we have no leaf.
+            self.pass_controllers_on(&self.mount)?;
+        }
         match fs::create_dir(&parent) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(CgroupError::file("make", &parent)(error));
@@ -376,8 +388,15 @@ impl Hierarchy {
     fn pass_controllers_on(&self, directory: &Path) -> Result<()> {
         let control = directory.join("cgroup.subtree_control");
         self.controllers.iter().try_for_each(|controller| {
-            fs::write(&control, format!("+{controller}"))
-                .map_err(CgroupError::file("pass controllers on in", &control))
+            let passed = fs::write(&control, format!("+{controller}"));
+            passed.map_err(|source| match source.kind() {
+                // "No internal process constraint" of the kernel's cgroup-v2.rst: all but the root.
+                io::ErrorKind::ResourceBusy => CgroupError::Occupied {
+                    path: control.clone(),
+                    source,
+                },
+                _ => CgroupError::file("pass controllers on in", &control)(source),
+            })
         })
     }
 }
@@ -453,18 +472,31 @@ impl Drop for Expedited {
     }
 }
 
+/// The hierarchies in the text of mountinfo(5), each once: the mount that shows most of it.
+///
+/// The same one may be mounted again elsewhere, for a container or in a `chroot`.
+fn in_mountinfo(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut all: Vec<Hierarchy> = Vec::new();
+    for found in mountinfo.lines().filter_map(parse_mount) {
+        match all.iter_mut().find(|known| known.device == found.device) {
+            Some(known) if found.root.len() < known.root.len() => *known = found,
+            Some(_) => {}
+            None => all.push(found),
+        }
+    }
+    all
+}
+
 /// What is mounted, each once.
 fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mounts = read(Path::new("/proc/self/mountinfo"))?;
-    let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
-    all.dedup();
-    Ok(all)
+    Ok(in_mountinfo(&read(Path::new("/proc/self/mountinfo"))?))
 }
 
 /// A line of mountinfo(5), if it is a cgroup mount.
 fn parse_mount(line: &str) -> Option<Hierarchy> {
     let (mount, file_system) = line.split_once(" - ")?;
-    let mount_point = mount.split(' ').nth(4)?;
+    let mut places = mount.split(' ').skip(2);
+    let (device, root, mount_point) = (places.next()?, places.next()?, places.next()?);
     let mut fields = file_system.split(' ');
     let version = match fields.next()? {
         "cgroup" => Version::V1,
@@ -473,6 +505,8 @@ fn parse_mount(line: &str) -> Option<Hierarchy> {
     };
     let controllers = fields.nth(1)?.split(',').map(str::to_owned).collect();
     Some(Hierarchy {
+        device: device.to_owned(),
+        root: root.to_owned(),
         version,
         controllers,
         mount: PathBuf::from(mount_point),
@@ -974,6 +1008,8 @@ mod tests {
         assert_eq!(
             parse_mount(v1),
             Some(Hierarchy {
+                device: "0:33".to_owned(),
+                root: "/".to_owned(),
                 version: Version::V1,
                 controllers: vec!["rw".to_owned(), "memory".to_owned()],
                 mount: "/sys/fs/cgroup/memory".into()
@@ -981,6 +1017,22 @@ mod tests {
         );
         assert_eq!(parse_mount(v2).unwrap().version, Version::V2);
         assert_eq!(parse_mount("25 1 254:0 / / rw - ext4 /dev/vda rw"), None);
+    }
+
+    #[test]
+    fn a_hierarchy_that_is_mounted_more_than_once_is_taken_once_and_whole() {
+        let mountinfo = "\
+35 25 0:32 /machine /var/lib/machine/cgroup rw - cgroup2 cgroup2 rw
+36 35 0:32 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate
+37 36 0:33 / /mnt/memory rw - cgroup cgroup rw,memory
+38 36 0:32 / /mnt/sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate
+";
+        let found = in_mountinfo(mountinfo);
+        let mounts: Vec<_> = found
+            .iter()
+            .map(|one| one.mount.to_str().unwrap())
+            .collect();
+        assert_eq!(mounts, ["/sys/fs/cgroup", "/mnt/memory"]);
     }
 
     #[test]

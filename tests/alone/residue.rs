@@ -244,6 +244,26 @@ async fn a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
+async fn a_leaf_is_made_although_others_took_away_its_parents_and_their_controllers() {
+    let _alone = alone().await;
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let limits = LeafLimits {
+        memory_bytes: Limits::default().memory_bytes,
+        pids: 100,
+    };
+    for parent in cgroup_parents() {
+        // As the last process of ours does, and systemd, which finds no unit that needs it. The kernel
+        // refuses both while somebody uses them.
+        fs::remove_dir(&parent).ok();
+        fs::write(parent.with_file_name("cgroup.subtree_control"), "-cpu").ok();
+    }
+    let name = format!("test-{}", std::process::id());
+    let leaf = hierarchies.create(&name, limits).unwrap();
+    leaf.limit_cpu(500).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
 async fn the_last_process_of_ours_removes_the_directory_of_all_leaves() {
     let _alone = alone().await;
     for json in [None, Some("--json")] {

@@ -32,6 +32,14 @@ pub(crate) fn runsc_binary() -> PathBuf {
         .binary
 }
 
+/// What a time on ordinary hardware becomes here: a machine that only emulates its processor says in
+/// `TAKO_VM_TEST_SLOWNESS` how many times slower it is (`tests/vm`).
+pub(crate) fn on_this_host(time: Duration) -> Duration {
+    let slowness = std::env::var_os("TAKO_VM_TEST_SLOWNESS");
+    let slowness = slowness.map_or(1, |text| text.to_str().unwrap().parse().unwrap());
+    time * slowness
+}
+
 /// Sandboxes in a directory of the test's own, so that all it holds belongs to the test.
 pub(crate) struct Host {
     directory: TempDir,
