@@ -35,6 +35,9 @@ pub(crate) fn check(bytes: &[u8]) {
         assert_eq!(Digest::of(&fs::read(&blob).unwrap()), manifest.digest);
         assert_eq!(manifest.protocol, tako_guest::PROTOCOL);
         expected.extend([images.manifest_path(&manifest.name), blob]);
+        // That the bytes were hashed, which only root's memory keeps.
+        let digest = manifest.digest.to_string();
+        expected.extend(Some(state.join("digests").join(digest)).filter(|path| path.exists()));
     }
     expected.sort();
     assert_eq!(files_below(place.path()), expected);
