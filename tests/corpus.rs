@@ -15,6 +15,7 @@ mod result;
 #[path = "../fuzz/properties/spec.rs"]
 mod spec;
 
+use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
 
@@ -71,4 +72,44 @@ fn the_corpus_is_small_and_every_target_has_one() {
     targets.sort();
     assert_eq!(targets, ["frame", "image", "result", "spec"]);
     assert!(bytes <= MAX_BYTES, "{bytes} bytes");
+}
+
+/// Any bytes, and an input of the corpus with some of its bytes changed.
+fn inputs(target: &'static str) -> impl Strategy<Value = Vec<u8>> {
+    let kept: Vec<_> = fs::read_dir(corpus().join(target))
+        .unwrap()
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+        .filter(|input| !input.is_empty())
+        .collect();
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8);
+    let mutated = (prop::sample::select(kept), changes).prop_map(|(mut input, changes)| {
+        for (at, byte) in changes {
+            let at = at.index(input.len());
+            input[at] = byte;
+        }
+        input
+    });
+    prop_oneof![1 => prop::collection::vec(any::<u8>(), 0..2048), 3 => mutated]
+}
+
+proptest! {
+    #[test]
+    fn the_frame_decoder_withstands_any_bytes(input in inputs("frame")) {
+        frame::check(&input);
+    }
+
+    #[test]
+    fn the_specification_withstands_any_request(input in inputs("spec")) {
+        spec::check(&input);
+    }
+
+    #[test]
+    fn the_result_parser_withstands_any_bytes(input in inputs("result")) {
+        result::check(&input);
+    }
+
+    #[test]
+    fn the_image_parsers_withstand_any_bytes(input in inputs("image")) {
+        image::check(&input);
+    }
 }

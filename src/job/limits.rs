@@ -110,6 +110,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, LimitError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn sizes_are_read_with_their_units_and_nothing_else_is() {
@@ -126,6 +127,16 @@ mod tests {
             "18446744073709551615g",
         ] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_size_in_whole_pages_or_none(text in ".*", number in 0..=u64::MAX >> 30) {
+            if let Ok(bytes) = parse_bytes(&text) {
+                prop_assert_eq!(bytes % PAGE_BYTES, 0);
+            }
+            prop_assert_eq!(parse_bytes(&format!("{number}g")), Ok(number << 30));
         }
     }
 }

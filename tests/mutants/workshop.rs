@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tako_vm::sys::place;
@@ -123,7 +124,14 @@ impl Workshop {
     /// A state directory with the mutant's own image. Beside ours, since root alone must decide about
     /// all above it.
     fn set_up(&self) -> Result<TempDir, String> {
-        let own = tempfile::tempdir_in(&self.state).unwrap();
+        // One that was killed half-way left its own.
+        place::remove(&self.state.join("mutant")).unwrap();
+        let own = tempfile::Builder::new()
+            .prefix("mutant")
+            .rand_bytes(0)
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&self.state)
+            .unwrap();
         for part in ["trees", "runsc", "digests"] {
             let mut copy = process::program("cp");
             copy.arg("--archive")
