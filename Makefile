@@ -42,12 +42,13 @@ bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
 
-# New inputs go below target; what a target fails on lies in fuzz/artifacts then.
+# New inputs go below target; what a target fails on lies in fuzz/artifacts then. Images are unpacked in
+# memory, since they are synced to disk a hundred times a second.
 fuzz: test-deps $(CARGO_FUZZ)
 	@for target in $(FUZZ_TARGETS); do \
 	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
 	  mkdir -p target/fuzz/corpus/$$target; \
-	  $(CARGO_FUZZ) run --sanitizer none --target-dir target/fuzz $$target \
+	  TMPDIR=/dev/shm $(CARGO_FUZZ) run --sanitizer none --target-dir target/fuzz $$target \
 	    target/fuzz/corpus/$$target fuzz/corpus/$$target \
 	    -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
 	    || exit 1; \
