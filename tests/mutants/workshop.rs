@@ -105,7 +105,7 @@ impl Workshop {
         assert!(manifest.contains("-mutant\"\n"), "no version of its own");
     }
 
-    fn apply(&self, patch: &Path) -> Result<(), ProcessError> {
+    fn apply(&self, patch: &Path) -> Result<(), String> {
         let mut tool = process::program("patch");
         tool.args([
             "--strip=1",
@@ -118,7 +118,12 @@ impl Workshop {
             .arg(self.copies())
             .arg("--input")
             .arg(patch);
-        run(&mut tool).map(|_| ())
+        match run(&mut tool) {
+            Ok(_) => Ok(()),
+            // It complains on standard output.
+            Err(ProcessError::Failed { stdout, stderr, .. }) => Err(stdout + &stderr),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// A state directory with the mutant's own image. Beside ours, since root alone must decide about
