@@ -12,35 +12,67 @@ TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
-
-# What the tests need beyond that: a virtual machine and its disk.
-TEST_PACKAGES := qemu-system-x86 e2fsprogs
+# What only the tests need: to apply the patches of mutants, to compile libFuzzer; a virtual machine
+# and its disk.
+TEST_PACKAGES := g++ patch qemu-system-x86 e2fsprogs
+# Seconds of fuzzing for each target.
+FUZZ_SECONDS ?= 20
+FUZZ_TARGETS := frame image result spec
+CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
-.PHONY: help demo test bench soak deps build setup lint doc root clean
+.PHONY: help demo test bench fuzz mutants soak deps test-deps build setup lint doc root clean
 
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
 	@echo "make test    the same, and every check: format, lints, docs, unit, integration and root tests"
 	@echo "make bench   latency against plain runsc and native Python, and 1,000 kills"
-	@echo "make soak    the tests twenty times, and the benchmarks"
+	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
+	@echo "make mutants every control taken out once, and the test that must fail then"
+	@echo "make soak    mutants, 10 minutes of each fuzz target, the tests twenty times, benchmarks"
 	@echo "state lies in $(STATE); change it with STATE=DIR"
 
 demo: setup
 	cargo run $(PROFILE_FLAGS) --quiet --example demo -- --tako-vm $(TAKO_VM)
 
-test: PACKAGES += $(TEST_PACKAGES)
-test: root lint doc setup
+test: root lint doc setup test-deps
 	cargo test --locked --workspace -- --include-ignored
 
 bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
 
-soak: PACKAGES += $(TEST_PACKAGES)
-soak: setup
-	for round in $$(seq 20); do cargo test --locked --workspace -- --include-ignored || exit 1; done
+# New inputs go below target; what a target fails on lies in fuzz/artifacts then. Images are unpacked in
+# memory, since they are synced to disk a hundred times a second.
+fuzz: test-deps $(CARGO_FUZZ)
+	@for target in $(FUZZ_TARGETS); do \
+	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
+	  mkdir -p target/fuzz/corpus/$$target; \
+	  TMPDIR=/dev/shm $(CARGO_FUZZ) run --sanitizer none --target-dir target/fuzz $$target \
+	    target/fuzz/corpus/$$target fuzz/corpus/$$target \
+	    -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+	    || exit 1; \
+	done
+
+# Without sanitizers cargo-fuzz needs no nightly toolchain; what is fuzzed is safe Rust.
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz@0.13.2 --locked --root target/tools
+
+mutants: setup test-deps
+	TAKO_VM_MUTANTS=all cargo test --locked --workspace --test mutants -- --include-ignored --nocapture
+
+# What is most telling for its time comes first, and what must not be disturbed last.
+soak: setup test-deps
+	@echo "soak: mutants"
+	$(MAKE) mutants
+	@echo "soak: 10 minutes of each fuzz target"
+	$(MAKE) fuzz FUZZ_SECONDS=600
+	@for round in $$(seq 20); do \
+	  echo "soak: round $$round of 20 of the tests, $$(date +%H:%M)"; \
+	  cargo test --locked --workspace -- --include-ignored || exit 1; \
+	done
+	@echo "soak: benchmarks"
 	$(MAKE) bench
 
 # A test that needs root must not be skipped for the lack of it.
@@ -48,7 +80,13 @@ root:
 	@[ "$$(id -u)" = 0 ] || { echo "error: make test needs root: run it with sudo" >&2; exit 1; }
 
 deps: root
-	@missing=; for package in $(PACKAGES); do \
+	$(call install,$(PACKAGES))
+
+test-deps: root
+	$(call install,$(TEST_PACKAGES))
+
+define install
+	@missing=; for package in $(1); do \
 	  dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed \
 	    || missing="$$missing $$package"; \
 	done; \
@@ -57,6 +95,7 @@ deps: root
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
+endef
 
 build: deps
 	cargo build $(PROFILE_FLAGS)
@@ -66,6 +105,7 @@ setup: build
 
 lint: deps
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --features tako-guest/init -- -D warnings
 
 doc: deps

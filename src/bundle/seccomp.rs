@@ -172,6 +172,7 @@ fn to_oci(profile: &Profile) -> Result<LinuxSeccomp, oci_spec::OciSpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// The shipped profile with one rule more.
     fn with_rule(rule: &str) -> Result<LinuxSeccomp, SeccompError> {
@@ -268,6 +269,28 @@ mod tests {
             "acct",
         ] {
             assert!(!allowed.contains(name), "{name}");
+        }
+    }
+
+    proptest! {
+        // Each case compiles the profile.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_damaged_profile_is_refused_or_still_denies_what_it_does_not_name(
+            at in any::<prop::sample::Index>(),
+            with in any::<prop::sample::Index>(),
+        ) {
+            let shipped = PYTHON.as_bytes();
+            let mut damaged = shipped.to_vec();
+            damaged[at.index(shipped.len())] = shipped[with.index(shipped.len())];
+            let damaged = String::from_utf8_lossy(&damaged);
+            if let Ok(seccomp) = parse(&damaged) {
+                prop_assert_eq!(seccomp.default_action(), LinuxSeccompAction::ScmpActErrno);
+                for rule in seccomp.syscalls().iter().flatten() {
+                    let known = |name: &String| ScmpSyscall::from_name(name).is_ok();
+                    prop_assert!(rule.names().iter().all(known));
+                }
+            }
         }
     }
 }

@@ -356,6 +356,7 @@ fn in_range<T: TryFrom<u64> + Into<u64>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(text, Path::new("config.yaml")).map_err(|error| {
@@ -446,5 +447,41 @@ mod tests {
             Config::load(Some(file.path())),
             Err(ConfigError::NotRoots { .. })
         ));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_configuration_within_its_bounds_or_an_error(
+            text in ".*",
+            number in prop_oneof![0..100_u64, 100..10_000_u64, any::<u64>()],
+            key in prop::sample::select(vec![
+                "default_timeout", "max_timeout", "default_startup_timeout", "max_startup_timeout",
+                "max_stdout_bytes", "max_stderr_bytes", "max_artifact_bytes",
+                "max_total_artifacts_bytes", "nofile_soft", "nofile_hard", "nproc_soft",
+                "nproc_hard", "fsize", "pids_limit", "tmpfs_size",
+            ]),
+        ) {
+            // Whatever it says.
+            drop(parse(&text));
+            let keys = format!("{key}: {number}");
+            let inner = format!("container_limits: {{{key}: {number}}}");
+            for text in [keys, inner] {
+                let Ok(config) = parse(&text) else { continue };
+                let (maxima, limits) = (&config.maxima, &config.maxima.defaults);
+                prop_assert!(!limits.execution.is_zero() && limits.execution <= maxima.timeout);
+                prop_assert!(!limits.startup.is_zero() && limits.startup <= maxima.startup_timeout);
+                prop_assert!((10..=1000).contains(&limits.processes));
+                prop_assert!((64..=65_536).contains(&limits.open_files));
+                prop_assert!((1 << 20..=1 << 30).contains(&limits.file_bytes));
+                prop_assert!((10 << 20..=2 << 30).contains(&limits.tmp_bytes));
+                prop_assert!((1..=10 << 30).contains(&limits.artifacts_total_bytes));
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_nests_without_end_is_an_error() {
+        assert!(parse(&"[".repeat(100_000)).is_err());
+        assert!(parse(&format!("runsc_path: {}", "{a: ".repeat(10_000))).is_err());
     }
 }

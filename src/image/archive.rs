@@ -324,6 +324,7 @@ fn describe<R: Read>(entry: &tar::Entry<'_, R>) -> String {
 mod tests {
     use super::*;
     use crate::image::manifest::Reference;
+    use proptest::prelude::*;
 
     fn manifest_of(rootfs: &[u8]) -> Vec<u8> {
         let digest = Digest::of(rootfs);
@@ -443,5 +444,27 @@ mod tests {
         images.remove(&reference.name).unwrap();
         assert!(!found.path.exists());
         images.remove(&reference.name).unwrap_err();
+    }
+
+    proptest! {
+        #[test]
+        fn an_archive_with_another_byte_is_the_same_image_or_nothing(
+            at in any::<prop::sample::Index>(),
+            byte: u8,
+        ) {
+            let manifest = manifest_of(b"rootfs");
+            let mut archive = archive_of(&[(MANIFEST, &manifest), (ROOTFS, b"rootfs")]);
+            let at = at.index(archive.len());
+            archive[at] = byte;
+            let state = tempfile::tempdir().unwrap();
+            let images = Images::at(state.path());
+            if let Ok(kept) = import(&images, &archive[..]) {
+                prop_assert_eq!(images.list().unwrap(), std::slice::from_ref(&kept));
+                prop_assert_eq!(std::fs::read(images.blob(kept.digest)).unwrap(), b"rootfs");
+            } else {
+                prop_assert!(images.list().unwrap().is_empty());
+                prop_assert!(place::entries(&images.blobs()).unwrap().is_empty());
+            }
+        }
     }
 }

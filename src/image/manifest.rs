@@ -159,6 +159,7 @@ impl FromStr for Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_name_holds_nothing_that_means_something_in_a_path() {
@@ -196,5 +197,19 @@ mod tests {
     fn a_manifest_with_a_name_out_of_its_directory_is_refused() {
         let error = serde_json::from_str::<ImageName>("\"../python\"").unwrap_err();
         assert!(error.to_string().contains("not the name"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_that_is_a_name_is_one_plain_component_of_a_path(text in "[./a-z0-9_@:-]{0,70}|.*") {
+            if let Ok(name) = text.parse::<ImageName>() {
+                let file = format!("{name}.json");
+                let components: Vec<_> = std::path::Path::new(&file).components().collect();
+                prop_assert!(matches!(components[..], [std::path::Component::Normal(_)]));
+                prop_assert!(name.as_str() == text && text.len() <= MAX_NAME);
+            }
+            // Whatever it refers to.
+            drop(text.parse::<Reference>());
+        }
     }
 }

@@ -113,6 +113,7 @@ pub(super) fn whole_pages(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn sizes_are_read_with_their_units_and_nothing_else_is() {
@@ -129,6 +130,16 @@ mod tests {
             "18446744073709551615g",
         ] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_size_in_whole_pages_or_none(text in ".*", number in 0..=u64::MAX >> 30) {
+            if let Ok(bytes) = parse_bytes(&text) {
+                prop_assert_eq!(bytes % PAGE_BYTES, 0);
+            }
+            prop_assert_eq!(parse_bytes(&format!("{number}g")), Ok(number << 30));
         }
     }
 }

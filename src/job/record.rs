@@ -402,6 +402,7 @@ fn timestamp<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_stream_is_kept_up_to_its_limit_and_counted_beyond() {
@@ -454,5 +455,66 @@ mod tests {
             serde_json::to_string(&at).unwrap(),
             r#""2026-11-22T00:54:35.083472+00:00""#
         );
+    }
+
+    /// JSON of moderate size and depth, as text.
+    fn json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<bool>().prop_map(|value| value.to_string()),
+            "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,9})?([eE][+-]?[0-9]{1,2})?",
+            any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
+        ];
+        leaf.prop_recursive(8, 64, 8, |inner| {
+            let pair = (any::<String>(), inner.clone());
+            prop_oneof![
+                prop::collection::vec(inner, 0..8).prop_map(|all| format!("[{}]", all.join(" ,"))),
+                prop::collection::vec(pair, 0..8).prop_map(|all| {
+                    let pairs = all.iter().map(|(key, value)| {
+                        format!("{} :{value}", serde_json::to_string(key).unwrap())
+                    });
+                    format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_kept_to_the_letter(text in json()) {
+            let kept = parse_result(text.as_bytes()).unwrap();
+            prop_assert_eq!(kept.get(), text);
+        }
+
+        #[test]
+        fn any_bytes_are_kept_to_the_letter_or_refused_with_a_reason(
+            bytes in prop::collection::vec(any::<u8>(), 0..512),
+            text in "[\\[{}\\]\",:0-9a-z\\\\ -]{0,64}",
+        ) {
+            for bytes in [&bytes[..], text.as_bytes()] {
+                match parse_result(bytes) {
+                    Ok(kept) => prop_assert_eq!(kept.get().as_bytes(), bytes.trim_ascii()),
+                    Err(why) => prop_assert!(why.starts_with("/output/result.json is not JSON: ")),
+                }
+            }
+        }
+
+        #[test]
+        fn a_stream_is_its_own_beginning_however_it_is_cut(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..10),
+            limit in 0..200_u64,
+        ) {
+            let mut captured = Captured::default();
+            for piece in &pieces {
+                captured.push(piece, limit);
+            }
+            let all = pieces.concat();
+            let kept = all.len().min(usize::try_from(limit).unwrap());
+            prop_assert_eq!(&captured.bytes[..], &all[..kept]);
+            prop_assert_eq!(captured.total, all.len() as u64);
+            prop_assert_eq!(captured.truncated(), kept < all.len());
+            let text = String::from_utf8_lossy(&all).into_owned();
+            prop_assert!(captured.truncated() || captured.text() == text);
+        }
     }
 }

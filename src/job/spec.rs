@@ -320,6 +320,7 @@ fn is_variable_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn request(code: &str) -> JobRequest {
         JobRequest {
@@ -427,5 +428,43 @@ mod tests {
             .filter(|(name, _)| name == "LANG")
             .collect();
         assert_eq!(values, [&("LANG".to_owned(), "C".to_owned())]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_bad_field_is_one_problem_and_no_other_is(bad: [bool; 8]) {
+            let [code, input, file, variable, memory, cpu, timeout, startup] = bad;
+            let file = InputFile {
+                name: if file { "a/b" } else { "b" }.to_owned(),
+                bytes: vec![],
+            };
+            let variable = if variable { "1A" } else { "A" }.to_owned();
+            let request = JobRequest {
+                code: if code { "" } else { "print(1)" }.to_owned(),
+                input: Some(if input { "{" } else { "[]" }.to_owned()),
+                files: vec![file],
+                environment: vec![(variable, String::new())],
+                memory_bytes: Some(if memory { u64::MAX } else { 64 << 20 }),
+                millicpus: Some(if cpu { 99 } else { 100 }),
+                timeout: Some(if timeout { Duration::MAX } else { Duration::from_nanos(1) }),
+                startup_timeout: Some(if startup { Duration::ZERO } else { Duration::from_mins(10) }),
+            };
+            let problems = match JobSpec::check(request, &Maxima::default()) {
+                Ok(_) => 0,
+                Err(error) => error.problems.len(),
+            };
+            prop_assert_eq!(problems, bad.iter().filter(|bad| **bad).count());
+        }
+
+        #[test]
+        fn a_name_that_is_let_through_means_nothing_to_a_path_or_an_environment(name in ".{0,300}") {
+            if is_file_name(&name) {
+                let components: Vec<_> = std::path::Path::new(&name).components().collect();
+                prop_assert!(matches!(components[..], [std::path::Component::Normal(_)]));
+            }
+            if is_variable_name(&name) {
+                prop_assert!(!name.contains(['=', '\0']) && !name.is_empty());
+            }
+        }
     }
 }

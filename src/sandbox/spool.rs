@@ -178,6 +178,7 @@ fn describe(reason: SkipReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn spool(directory: &Path) -> Spool {
         let limits = Limits {
@@ -234,5 +235,64 @@ mod tests {
         let files = spool.finish();
         assert_eq!(files.collected.len(), 1);
         assert!(files.truncated);
+    }
+
+    /// One frame of a guest that sends what it likes.
+    #[derive(Debug, Clone)]
+    enum Frame {
+        Begin(String),
+        Data(Vec<u8>),
+        End(bool),
+        Skip(String),
+    }
+
+    fn frame() -> impl Strategy<Value = Frame> {
+        prop_oneof![
+            3 => "[a-z./]{1,5}|.{0,20}".prop_map(Frame::Begin),
+            3 => prop::collection::vec(any::<u8>(), 0..4).prop_map(Frame::Data),
+            3 => any::<bool>().prop_map(Frame::End),
+            1 => ".*".prop_map(Frame::Skip),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_sequence_of_frames_stays_in_the_directory_and_within_the_limits(
+            frames in prop::collection::vec(frame(), 0..40),
+        ) {
+            let outer = tempfile::tempdir().unwrap();
+            let directory = outer.path().join("spool");
+            std::fs::create_dir(&directory).unwrap();
+            let mut spool = spool(&directory);
+            for frame in frames {
+                let taken = match frame {
+                    Frame::Begin(name) => spool.begin(&name),
+                    Frame::Data(bytes) => spool.data(&bytes),
+                    Frame::End(complete) => spool.end(complete),
+                    Frame::Skip(name) => {
+                        spool.skip(&name, SkipReason::BadName);
+                        Ok(())
+                    }
+                };
+                if taken.is_err() {
+                    break;
+                }
+            }
+            let files = spool.finish();
+            prop_assert!(files.skipped.len() <= MAX_SKIPPED);
+            let total: u64 = files.collected.iter().map(|file| file.size_bytes).sum();
+            prop_assert!(total <= 6);
+            for file in &files.collected {
+                let bytes = std::fs::read(&file.path).unwrap();
+                prop_assert!(bytes.len() <= 4 && bytes.len() as u64 == file.size_bytes);
+                prop_assert_eq!(hex::encode(Sha256::digest(&bytes)), &file.sha256[..]);
+                prop_assert!(is_relative_path(&file.name));
+            }
+            for entry in std::fs::read_dir(&directory).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                prop_assert!(name.parse::<usize>().is_ok(), "{}", name);
+            }
+            prop_assert_eq!(std::fs::read_dir(outer.path()).unwrap().count(), 1);
+        }
     }
 }

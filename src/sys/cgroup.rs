@@ -973,11 +973,8 @@ fn keyed(path: &Path, key: &str) -> Result<u64> {
     read(path)?
         .lines()
         .find_map(|line| {
-            line.strip_prefix(key)?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
+            let mut fields = line.split_whitespace();
+            (fields.next() == Some(key)).then(|| fields.next()?.parse().ok())?
         })
         .ok_or_else(|| {
             CgroupError::file("read", path)(io::Error::other(format!("no number for `{key}`")))
@@ -1000,6 +997,7 @@ fn holds(path: &Path, wanted: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn mounts_of_both_versions_are_found_and_others_are_not() {
@@ -1061,5 +1059,37 @@ mod tests {
             error.contains("holds `max` after `67108864` was written"),
             "{error}"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn a_mount_is_read_as_it_was_written(
+            line in ".*",
+            mount in "/[a-z/,]{0,30}",
+            options in "[a-z=]{1,8}(,[a-z=]{1,8}){0,4}",
+            tags in prop::collection::vec("[a-z]+:[0-9]+", 0..3),
+        ) {
+            // Whatever it is, it is a mount or none.
+            drop(parse_mount(&line));
+            let tags = tags.join(" ");
+            let line = format!("1 2 0:3 / {mount} rw {tags} - cgroup cgroup {options}");
+            let hierarchy = parse_mount(&line).unwrap();
+            prop_assert_eq!(hierarchy.mount, PathBuf::from(mount));
+            prop_assert_eq!(hierarchy.controllers.join(","), options);
+        }
+
+        #[test]
+        fn a_number_is_found_by_its_whole_key_alone(
+            before in prop::collection::vec("oom_kill_?[a-z0-9]{1,5} [0-9]{1,5}", 0..4),
+            number: u64,
+            noise in ".*",
+        ) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), &noise).unwrap();
+            drop(keyed(file.path(), "oom_kill"));
+            let text = format!("{}\noom_kill {number}\n", before.join("\n"));
+            fs::write(file.path(), text).unwrap();
+            prop_assert_eq!(keyed(file.path(), "oom_kill").unwrap(), number);
+        }
     }
 }

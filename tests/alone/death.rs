@@ -4,7 +4,10 @@ use crate::alone;
 use crate::host::{Company, Host, Part, job, on_this_host, runsc_binary, script, signal};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
-use tako_vm::job::{JobSpec, Phase, Termination};
+use tako_vm::job::{JobSpec, Limits, Phase, Termination};
+use tako_vm::sys::cgroup::{Hierarchies, LeafLimits};
+use tako_vm::sys::process;
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 /// From the moment when a job is to be dead until nothing of it is left.
@@ -224,4 +227,42 @@ async fn a_runsc_that_never_starts_anything_is_gone_at_once_when_cancelled() {
     let (ran, gone) = ran;
     assert_eq!(ran.outcome.termination, Termination::Cancelled);
     assert!(gone - asked < on_this_host(PROMISE), "{:?}", gone - asked);
+}
+
+/// The first process holds a pipe that the last one waits for. Between them are many, so that whoever
+/// kills one after the other leaves the last one time to see the first one die, and to move.
+const WATCHFUL: &str = "
+nice -n -20 sleep 1000 | {
+    exec 3<&0
+    for number in $(seq 400); do sleep 1000 & done
+    nice -n -20 sh -c 'echo up; read line; : > moved' <&3 &
+    wait
+}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn nobody_inside_moves_between_the_first_signal_and_the_last() {
+    let _alone = alone().await;
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let limits = LeafLimits {
+        memory_bytes: Limits::default().memory_bytes,
+        pids: 500,
+    };
+    // Two times of three it would move, were it not frozen.
+    for round in 0..5 {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("test-{}-{round}", std::process::id());
+        let mut leaf = hierarchies.create(&name, limits).unwrap();
+        let mut shell = process::program("sh");
+        shell.args(["-c", WATCHFUL]).current_dir(directory.path());
+        let mut shell = process::spawn_in(shell, &leaf).unwrap();
+        let mut stdout = shell.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 2]).await.unwrap();
+        let killed = leaf.kill(PROMISE, None).unwrap();
+        leaf.remove().unwrap();
+        println!("400 processes killed in {killed:?}");
+        let moved = directory.path().join("moved").exists();
+        assert!(!moved, "somebody moved in round {round}");
+    }
 }

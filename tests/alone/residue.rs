@@ -264,6 +264,26 @@ async fn a_leaf_is_made_although_others_took_away_its_parents_and_their_controll
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
+async fn a_limit_that_the_kernel_changes_is_refused_and_nothing_is_left() {
+    let _alone = alone().await;
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let name = format!("test-{}", std::process::id());
+    // Not a whole number of pages: the kernel takes it and holds another limit.
+    let limits = LeafLimits {
+        memory_bytes: Limits::default().memory_bytes + 1,
+        pids: 100,
+    };
+    let error = hierarchies.create(&name, limits).unwrap_err().to_string();
+    assert!(
+        error.contains("holds `536870912` after `536870913` was written"),
+        "{error}"
+    );
+    let parents = cgroup_parents();
+    assert!(!parents.iter().any(|parent| parent.join(&name).exists()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
 async fn the_last_process_of_ours_removes_the_directory_of_all_leaves() {
     let _alone = alone().await;
     for json in [None, Some("--json")] {
