@@ -122,7 +122,10 @@ pub async fn main(command: Command) -> u8 {
     }
 }
 
-async fn dispatch(command: Command) -> Result<u8, Failure> {
+async fn dispatch(mut command: Command) -> Result<u8, Failure> {
+    // Programs that we start are started in `/`, where a relative path would lead elsewhere.
+    command.state_dir = std::path::absolute(&command.state_dir)
+        .map_err(|error| Failure::io("cannot tell where the state directory lies", &error))?;
     let config = Config::load(command.config.as_deref()).map_err(|e| Failure::ours(&e))?;
     match command.subcommand {
         Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
