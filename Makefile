@@ -13,6 +13,10 @@ TAKO_VM := target/release/tako-vm
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
 
+# What the tests use beyond that: file capabilities for an image that must not give any.
+TEST_PACKAGES := libcap2-bin
+test soak: PACKAGES += $(TEST_PACKAGES)
+
 export TAKO_VM_STATE_DIR = $(STATE)
 
 .PHONY: help demo test bench soak deps build setup lint doc root clean

@@ -1,13 +1,17 @@
 //! One hostile job, a well-behaved one beside it, and what must hold after every one of them.
 
-use crate::host::{Company, Host, Ran, Sandbox, job, request, state_dir};
+use crate::host::{Company, Host, IMAGE, Ran, Sandbox, job, request, runsc_binary, state_dir};
+use crate::posture;
 use crate::sentinels::Sentinels;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
+use tako_vm::image::Images;
 use tako_vm::job::{
     InputFile, JobRequest, JobSpec, Limits, Phase, Record, ResourceUsage, Termination, Timing,
 };
+use tako_vm::sandbox::Event;
 use tokio::sync::{RwLock, RwLockWriteGuard, mpsc};
 
 /// From a limit to the end of the job: the backstop is at 3 s, and a killed sandbox is cleared away.
@@ -31,6 +35,7 @@ print('canary')
 pub(crate) struct Attack {
     name: &'static str,
     job: JobSpec,
+    image: Option<PathBuf>,
 }
 
 /// How a job has to be told to have ended.
@@ -96,7 +101,11 @@ impl Attack {
     pub(crate) fn new(name: &'static str, program: &str) -> Self {
         let mut job = job(program);
         job.limits.execution = Duration::from_secs(20);
-        Self { name, job }
+        Self {
+            name,
+            job,
+            image: None,
+        }
     }
 
     /// With input files.
@@ -124,6 +133,35 @@ impl Attack {
         self
     }
 
+    /// In another image than that of all the others.
+    pub(crate) fn in_image(mut self, image: PathBuf) -> Self {
+        self.image = Some(image);
+        self
+    }
+
+    /// With variables of its own.
+    pub(crate) fn with_environment(mut self, variables: &[(&str, &str)]) -> Self {
+        let own = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.job.environment = request(JobRequest {
+            code: self.job.code.clone(),
+            environment: own.collect(),
+            ..JobRequest::default()
+        })
+        .environment;
+        self
+    }
+
+    fn host(&self) -> Host {
+        Host::of(&runsc_binary(), &self.image())
+    }
+
+    fn image(&self) -> PathBuf {
+        let default = || Images::at(&state_dir()).find(IMAGE).unwrap().path;
+        self.image.clone().unwrap_or_else(default)
+    }
+
     /// Runs it, and checks that it ends as it must and that everything holds that must hold then.
     pub(crate) async fn ends(self, class: &Class) -> Ended {
         self.ends_as_one_of(&[class]).await
@@ -140,11 +178,12 @@ impl Attack {
         self.run(&[class], Company::default()).await
     }
 
-    /// Like [`Attack::ends`], with a look from outside once the program has printed something.
+    /// Like [`Attack::ends`], with a look from outside at the sandbox once the program has printed
+    /// something, and at what that was.
     pub(crate) async fn observed<T>(
         self,
         class: &Class,
-        look: impl AsyncFnOnce(&Sandbox) -> T,
+        look: impl AsyncFnOnce(&Sandbox, &[u8]) -> T,
     ) -> (Ended, T) {
         let _shared = MEASURED.read().await;
         let (sender, mut events) = mpsc::channel(16);
@@ -152,23 +191,28 @@ impl Attack {
             events: Some(sender),
             ..Company::default()
         };
-        let host = Host::new();
-        let (name, classes) = (self.name, [class]);
+        let host = self.host();
+        let (name, classes, image) = (self.name, [class], self.image());
         tokio::join!(self.run_on(&host, &classes, company), async {
             let printed = events.recv().await;
-            assert!(printed.is_some(), "{name}: it printed nothing");
+            let Some(Event::Stdout(printed) | Event::Stderr(printed)) = printed else {
+                panic!("{name}: it printed nothing");
+            };
             let names = host.sandboxes();
             let sandbox = Sandbox {
                 id: names.first().expect("the sandbox is there").clone(),
             };
-            let seen = look(&sandbox).await;
+            posture::assert_expected(host.directory(), &image, &sandbox);
+            let seen = look(&sandbox, &printed).await;
+            posture::assert_expected(host.directory(), &image, &sandbox);
             while events.recv().await.is_some() {}
             seen
         })
     }
 
     async fn run(self, classes: &[&Class], company: Company) -> Ended {
-        self.run_on(&Host::new(), classes, company).await
+        let host = self.host();
+        self.run_on(&host, classes, company).await
     }
 
     #[expect(clippy::print_stdout, reason = "shown with a test that fails")]

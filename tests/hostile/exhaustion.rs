@@ -59,7 +59,7 @@ while True:
 ";
     let attack = Attack::new("A1 that goes on", persistent).seconds(3);
     let (ended, (most, refused)) = attack
-        .observed(&TIMED_OUT, async |sandbox| {
+        .observed(&TIMED_OUT, async |sandbox, _| {
             let mut most = 0;
             for _ in 0..20 {
                 sleep(Duration::from_millis(100)).await;
@@ -118,7 +118,7 @@ while True:
 "#;
     let attack = Attack::new("A3", program).seconds(3);
     let (ended, refused) = attack
-        .observed(&TIMED_OUT, async |sandbox| {
+        .observed(&TIMED_OUT, async |sandbox, _| {
             sleep(Duration::from_secs(2)).await;
             refused_forks(sandbox)
         })
@@ -302,7 +302,7 @@ print(seen, flush=True)
 time.sleep(2)
 ";
     let (ended, most) = Attack::new("A12", program)
-        .observed(&SUCCEEDED, async |sandbox| {
+        .observed(&SUCCEEDED, async |sandbox, _| {
             let sentry = sandbox.parts(Part::Sentry)[0];
             names_in(&PathBuf::from(format!("/proc/{sentry}/fd"))).len()
         })
@@ -415,7 +415,7 @@ spin()
         let (_, busy) = Attack::new(name, program)
             .limits(|limits| limits.millicpus = 500)
             .seconds(3)
-            .observed(&TIMED_OUT, async |sandbox| busy(sandbox).await)
+            .observed(&TIMED_OUT, async |sandbox, _| busy(sandbox).await)
             .await;
         println!("{name}: {busy:.2} processors");
         // A tenth for the period that the second cuts.
@@ -438,7 +438,7 @@ async fn a17_waiting_for_ever_costs_nearly_nothing_and_ends_by_the_clock() {
     ] {
         let (_, busy) = Attack::new(name, program)
             .seconds(3)
-            .observed(&TIMED_OUT, async |sandbox| {
+            .observed(&TIMED_OUT, async |sandbox, _| {
                 sleep(Duration::from_millis(300)).await;
                 busy(sandbox).await
             })

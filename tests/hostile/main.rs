@@ -8,7 +8,16 @@
 
 mod attack;
 mod exhaustion;
+mod facts;
+mod files;
+mod golden;
 #[path = "../sandbox/host.rs"]
 #[expect(dead_code, reason = "the other crates use all of it")]
 mod host;
+mod image;
+mod kernel;
+mod neighbours;
+mod network;
+mod posture;
+mod protocol;
 mod sentinels;
