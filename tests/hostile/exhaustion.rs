@@ -233,7 +233,12 @@ for number in range(40):
         .ends(&SUCCEEDED)
         .await;
     let collected: usize = ended.files.values().map(Vec::len).sum();
-    assert_eq!(collected, 40 << 20);
+    // All of it, unless a busy host did not manage in the time for collecting.
+    let whole = ended.record["artifacts_truncated"] == false;
+    assert!(
+        collected <= 40 << 20 && (collected == 40 << 20) == whole,
+        "{collected} {whole}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
