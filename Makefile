@@ -20,6 +20,10 @@ FUZZ_SECONDS ?= 20
 FUZZ_TARGETS := frame image result spec
 CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
+# What the tests use beyond that: file capabilities for an image that must not give any.
+TEST_PACKAGES := libcap2-bin
+test soak: PACKAGES += $(TEST_PACKAGES)
+
 export TAKO_VM_STATE_DIR = $(STATE)
 
 .PHONY: help demo test bench fuzz mutants soak deps test-deps build setup lint doc root clean

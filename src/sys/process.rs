@@ -5,6 +5,7 @@
 
 use crate::sys::cgroup::Leaf;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -205,7 +206,8 @@ pub fn run_while_we_live(command: &mut Command) -> Result<Printed, ProcessError>
 
 /// Starts a program inside a cgroup, in a process group of its own, with pipes for all three streams.
 ///
-/// It is in the cgroup before its first instruction, so that nothing it starts can be outside.
+/// It is in the cgroup before its first instruction, so that nothing it starts can be outside, and
+/// neither it nor what it starts leaves a core dump.
 ///
 /// # Errors
 /// When the program cannot be started, or not be placed in every hierarchy of the cgroup.
@@ -218,12 +220,14 @@ pub fn spawn_in(mut command: Command, leaf: &Leaf) -> io::Result<tokio::process:
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let enter = move || {
+        // What a crash would leave on a disk of the host is memory of the guest.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         descriptors
             .iter()
             .try_for_each(|&descriptor| enter_cgroup(descriptor))
     };
-    // SAFETY: between fork and exec only async-signal-safe calls may run; the closure calls write(2)
-    // alone, on descriptors that `procs` keeps open until the child has been started.
+    // SAFETY: between fork and exec only async-signal-safe calls may run; the closure calls
+    // setrlimit(2), and write(2) on descriptors that `procs` keeps open until the child was started.
     unsafe { command.pre_exec(enter) };
     close_descriptors_at_exec(&mut command);
     let child = tokio::process::Command::from(command)

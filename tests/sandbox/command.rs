@@ -477,6 +477,19 @@ raise SystemExit(5)
 
 #[test]
 #[ignore = "needs root and runsc"]
+fn a_state_directory_may_be_named_from_where_one_is() {
+    let state = exclusive();
+    let directory = state_dir();
+    let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
+    command.args(["run", "-c", "print(1)", "--state-dir"]);
+    command.arg(directory.file_name().unwrap());
+    command.current_dir(directory.parent().unwrap());
+    assert_eq!(process::run(&mut command).unwrap().stdout, "1\n");
+    state.assert_nothing_is_left();
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
 fn a_program_comes_from_a_file_or_from_standard_input() {
     let state = exclusive();
     let files = files(&[
