@@ -12,17 +12,13 @@ TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
-# What only the tests need: to apply the patches of mutants, to compile libFuzzer; a virtual machine
-# and its disk.
-TEST_PACKAGES := g++ patch qemu-system-x86 e2fsprogs
+# What only the tests need: file capabilities for an image that must not give any; a virtual machine
+# and its disk; to apply the patches of mutants, to compile libFuzzer.
+TEST_PACKAGES := libcap2-bin qemu-system-x86 e2fsprogs patch g++
 # Seconds of fuzzing for each target.
 FUZZ_SECONDS ?= 20
 FUZZ_TARGETS := frame image result spec
 CARGO_FUZZ := target/tools/bin/cargo-fuzz
-
-# What the tests use beyond that: file capabilities for an image that must not give any.
-TEST_PACKAGES := libcap2-bin
-test soak: PACKAGES += $(TEST_PACKAGES)
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
