@@ -10,12 +10,14 @@
 //! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
 //! - [`sandbox`]: one sandbox, from its bundle until nothing of it is left
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
+//! - [`runc`]: typed client of `runc` and `crun`, for permissive mode
 
 pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod image;
 pub mod job;
+pub mod runc;
 pub mod runsc;
 pub mod sandbox;
 pub mod sys;

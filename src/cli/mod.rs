@@ -128,9 +128,8 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
         Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
         Subcommands::Setup(arguments) => {
             require_root("setup")?;
-            let runsc = config.runsc.as_deref();
             // Blocking code from here on: it downloads, builds and waits for other programs.
-            tokio::task::block_in_place(|| setup::run(&arguments, &command.state_dir, runsc))
+            tokio::task::block_in_place(|| setup::run(&arguments, &command.state_dir, &config))
                 .map_err(|error| Failure {
                     hint: error.hint(),
                     ..Failure::ours(&error)
@@ -152,6 +151,10 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
 
 fn complain(line: &str) {
     say("error", line);
+}
+
+fn warn(line: &str) {
+    say("warning", line);
 }
 
 fn hint(line: &str) {

@@ -1,13 +1,14 @@
 //! `tako-vm run`: one program in one sandbox.
 
 use super::{Failure, artifacts, output};
-use crate::config::Config;
+use crate::config::{Config, SecurityMode};
 use crate::image::Images;
 use crate::job::{
     Artifact, InputFile, JobRequest, JobSpec, Outcome, Record, Termination, parse_bytes,
 };
+use crate::runc::Runc;
 use crate::runsc::{Runsc, provision};
-use crate::sandbox::{Order, Sandboxes};
+use crate::sandbox::{Order, Runtime, Sandboxes};
 use crate::sys::privilege;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
@@ -111,9 +112,8 @@ pub(super) async fn run(
     let image = Images::at(state_dir)
         .find(&arguments.image)
         .map_err(|e| Failure::ours(&e))?;
-    let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
-    let sandboxes =
-        Sandboxes::prepare(state_dir, Runsc::new(runsc.binary)).map_err(|e| Failure::ours(&e))?;
+    let runtime = runtime(state_dir, config.security_mode)?;
+    let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(|e| Failure::ours(&e))?;
     let out = arguments
         .out
         .as_deref()
@@ -155,6 +155,25 @@ pub(super) async fn run(
         explain(&outcome);
     }
     taken.map(|()| status)
+}
+
+/// What the configuration says, and nobody else.
+fn runtime(state_dir: &Path, mode: SecurityMode) -> Result<Runtime, Failure> {
+    match mode {
+        SecurityMode::Strict => {
+            let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
+            Ok(Runsc::new(runsc.binary).into())
+        }
+        SecurityMode::Permissive(kind) => {
+            let runc = Runc::find(kind).map_err(|e| Failure::ours(&e))?;
+            super::warn(&format!(
+                "permissive mode: the program runs in a `{}` container and shares the kernel of this \
+                 host, which isolates it less than gVisor does",
+                kind.name()
+            ));
+            Ok(runc.into())
+        }
+    }
 }
 
 /// What the command line asks for, read from where it says.

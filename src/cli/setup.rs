@@ -5,11 +5,13 @@
 //! kill it goes on with what is missing.
 
 use super::{USER, one_line};
+use crate::config::{Config, SecurityMode};
 use crate::image::archive::{self, ArchiveError, Origin};
 use crate::image::build::{self, BuildError};
 use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
+use crate::runc::{self, Runc, RuncError};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, Candidate, ProvisionError};
 use crate::sandbox;
@@ -73,6 +75,10 @@ pub(super) enum SetupError {
     Image { source: ImageError },
     #[error("cannot provide runsc")]
     Runsc { source: ProvisionError },
+    #[error("cannot use the container runtime")]
+    Container { source: RuncError },
+    #[error("`{name}` fails the feature probe: {why}")]
+    ProbeContainer { name: &'static str, why: String },
     #[error("{origin} (release {version}) fails the feature probe: {why}")]
     Probe {
         origin: String,
@@ -114,17 +120,17 @@ impl SetupError {
     }
 }
 
-/// Prepares the host, or says what that would mean. `configured` is the runsc of the configuration,
-/// taken where the command line names none.
+/// Prepares the host, or says what that would mean. The runsc of the configuration is taken where the
+/// command line names none.
 ///
 /// # Errors
 /// [`SetupError`] names the step that failed; the steps before it are done and stay done.
 pub(super) fn run(
     arguments: &Arguments,
     state_dir: &Path,
-    configured: Option<&Path>,
+    config: &Config,
 ) -> Result<(), SetupError> {
-    let setup = Setup::new(arguments, state_dir, configured)?;
+    let setup = Setup::new(arguments, state_dir, config)?;
     if arguments.dry_run {
         setup.tell_plan()
     } else {
@@ -163,6 +169,7 @@ enum ImageTask {
 
 struct Setup<'a> {
     arguments: &'a Arguments,
+    mode: SecurityMode,
     runsc: Option<&'a Path>,
     state_dir: PathBuf,
     images: Images,
@@ -173,7 +180,7 @@ impl<'a> Setup<'a> {
     fn new(
         arguments: &'a Arguments,
         state_dir: &Path,
-        configured: Option<&'a Path>,
+        config: &'a Config,
     ) -> Result<Self, SetupError> {
         // The programs that we start run elsewhere.
         let state_dir = path::absolute(state_dir).map_err(|source| SetupError::Path {
@@ -182,7 +189,8 @@ impl<'a> Setup<'a> {
         })?;
         Ok(Self {
             arguments,
-            runsc: arguments.runsc.as_deref().or(configured),
+            mode: config.security_mode,
+            runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
             images: Images::at(&state_dir),
             state_dir,
             recipe: Recipe::python().map_err(|source| SetupError::Recipe { source })?,
@@ -195,7 +203,10 @@ impl<'a> Setup<'a> {
         let _lock = lock(&self.state_dir)?;
         self.sweep()?;
         let image = self.provide_image()?;
-        self.provide_runsc(&image)
+        match self.mode {
+            SecurityMode::Strict => self.provide_runsc(&image),
+            SecurityMode::Permissive(kind) => self.try_out_container(kind, &image),
+        }
     }
 
     fn provide_user() -> Result<(), SetupError> {
@@ -378,6 +389,25 @@ impl<'a> Setup<'a> {
         })
     }
 
+    /// Permissive mode has no use for runsc, and a host that cannot run it is what the mode is for.
+    fn try_out_container(&self, kind: runc::Kind, image: &Image) -> Result<(), SetupError> {
+        let name = kind.name();
+        let runc = Runc::find(kind).map_err(|source| SetupError::Container { source })?;
+        detail(&format!("trying out {name}: a program under seccomp"));
+        let trying = sandbox::try_out(runc, &image.path, &self.state_dir);
+        tokio::runtime::Handle::current()
+            .block_on(trying)
+            .map_err(|error| SetupError::ProbeContainer {
+                name,
+                why: one_line(&error),
+            })?;
+        step(
+            4,
+            &format!("{name}: fit (permissive mode: weaker than gVisor)"),
+        );
+        Ok(())
+    }
+
     /// Says what [`Setup::perform`] would write, and where.
     fn tell_plan(&self) -> Result<(), SetupError> {
         if !account::exists(USER).map_err(|source| SetupError::Account { source })? {
@@ -390,7 +420,10 @@ impl<'a> Setup<'a> {
             say(&format!("would create the directory `{path}`, mode 0700"));
         }
         self.tell_image_plan();
-        self.tell_runsc_plan();
+        match self.mode {
+            SecurityMode::Strict => self.tell_runsc_plan(),
+            SecurityMode::Permissive(kind) => say(&format!("would try out `{}`", kind.name())),
+        }
         Ok(())
     }
 

@@ -9,22 +9,24 @@
 //! ```
 //!
 //! Every way leads through the same teardown: freeze the cgroup, kill all that is in it, prove it
-//! empty, read its counters, remove it and the sandbox's directory. runsc has no part in that. All
+//! empty, read its counters, remove it and the sandbox's directory. The runtime has no part in that. All
 //! that comes from the guest is untrusted and goes through the bounded frame decoder.
 
 mod attend;
 mod guest;
 mod probe;
+mod runtime;
 mod spool;
 mod start;
 
 pub use attend::Event;
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, probe, try_out};
+pub use runtime::Runtime;
 
-use crate::bundle::{self, BundleError, seccomp};
+use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};
-use crate::runsc::Runsc;
-use crate::sys::cgroup::{CgroupError, Hierarchies};
+use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf};
+use crate::sys::mount::{self, MountError};
 use crate::sys::process;
 use attend::Attended;
 use jiff::Timestamp;
@@ -53,8 +55,13 @@ pub enum SandboxError {
     Bundle(#[source] BundleError),
     #[error("cannot make `{}`", path.display())]
     Directory { path: PathBuf, source: io::Error },
-    #[error("cannot start `runsc`")]
-    Start { source: io::Error },
+    #[error("cannot mount the root file system of a container")]
+    Mount(#[source] MountError),
+    #[error("cannot start `{runtime}`")]
+    Start {
+        runtime: &'static str,
+        source: io::Error,
+    },
     #[error("cannot become the parent of orphans")]
     Subreaper { source: io::Error },
     #[error("cannot clear the sandbox `{id}` away")]
@@ -83,7 +90,7 @@ pub struct Sandboxes {
     directory: PathBuf,
     hierarchies: Hierarchies,
     seccomp: oci_spec::runtime::LinuxSeccomp,
-    runsc: Runsc,
+    runtime: Runtime,
 }
 
 /// One job to run.
@@ -107,7 +114,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When any control could not be applied to a sandbox later on.
-    pub fn prepare(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
+    pub fn prepare(state_dir: &Path, runtime: impl Into<Runtime>) -> Result<Self, SandboxError> {
         let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
         let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
         process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
@@ -117,7 +124,7 @@ impl Sandboxes {
             directory,
             hierarchies,
             seccomp,
-            runsc,
+            runtime: runtime.into(),
         })
     }
 
@@ -135,6 +142,7 @@ impl Sandboxes {
         let (outcome, pending) = outcome(
             Span {
                 id,
+                runtime: self.runtime.name(),
                 begun,
                 started_at,
             },
@@ -190,6 +198,7 @@ fn make_private(path: &Path) -> Result<(), SandboxError> {
 
 struct Span {
     id: String,
+    runtime: &'static str,
     begun: Instant,
     started_at: Timestamp,
 }
@@ -222,6 +231,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
     };
     let outcome = Outcome {
         id: span.id,
+        runtime: span.runtime,
         termination,
         exception: attended.exception,
         stdout: attended.stdout,
@@ -243,12 +253,22 @@ fn specification(
     shared: &Sandboxes,
     image: &Path,
     limits: &crate::job::Limits,
-    cgroups_path: String,
+    leaf: &Leaf,
+    first_id: u32,
 ) -> Result<oci_spec::runtime::Spec, BundleError> {
+    let isolation = match &shared.runtime {
+        Runtime::Gvisor(_) => Isolation::Gvisor {
+            image: image.to_owned(),
+        },
+        Runtime::Container(_) => Isolation::Container {
+            root: mount::POINT.into(),
+            first_id,
+        },
+    };
     bundle::spec(&bundle::Profile {
-        image: image.to_owned(),
+        isolation,
         init: tako_guest::INIT_PATH,
-        cgroups_path,
+        cgroups_path: leaf.cgroups_path(),
         limits: limits.clone(),
         seccomp: shared.seccomp.clone(),
     })

@@ -1,17 +1,18 @@
-//! Whether a runsc can do what we need, found by doing it: a version string proves nothing.
+//! Whether a runtime can do what we need, found by doing it: a version string proves nothing.
 
 use super::attend::{self, Attended};
 use super::start::Sandbox;
-use super::{Order, SandboxError, Sandboxes, clear};
+use super::{Order, Runtime, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// What a runsc lacks.
+/// What a runtime lacks.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
 pub enum ProbeError {
@@ -21,9 +22,9 @@ pub enum ProbeError {
     Directory { source: io::Error },
     #[error("cannot probe")]
     Job(#[source] SpecError),
-    #[error("it cannot run a program on the systrap platform from an EROFS root: {why}")]
+    #[error("it cannot run a program from an EROFS root: {why}")]
     Run { why: String },
-    #[error("it does not apply a seccomp profile to the guest (`--oci-seccomp`)")]
+    #[error("it does not apply a seccomp profile to the guest")]
     Seccomp,
     #[error("it cannot write a checkpoint")]
     Checkpoint { source: ProcessError },
@@ -45,32 +46,58 @@ sys.exit(0 if refused else 9)
 /// The exit code of [`REFUSED`] when the call was granted.
 const GRANTED: u8 = 9;
 
-/// Runs a program with an EROFS root under the seccomp profile, writes a checkpoint of a sandbox that
-/// waits for its job, and runs a job in its restored copy.
+/// Runs a program with an EROFS root under the seccomp profile, and no more than that.
+///
+/// # Errors
+/// [`ProbeError`] names what is missing.
+pub async fn try_out(
+    runtime: impl Into<Runtime>,
+    image: &Path,
+    state_dir: &Path,
+) -> Result<(), ProbeError> {
+    let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(ProbeError::Sandbox)?;
+    let spool = spool(&sandboxes)?;
+    let job = job()?;
+    run(&sandboxes, &order(image, &job, spool.path())).await
+}
+
+/// Runs a program as [`try_out`] does, writes a checkpoint of a sandbox that waits for its job, and
+/// runs a job in its restored copy.
 ///
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
 pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
     let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
-    let spool = tempfile::tempdir_in(&sandboxes.directory)
-        .map_err(|source| ProbeError::Directory { source })?;
+    let spool = spool(&sandboxes)?;
+    let job = job()?;
+    let order = order(image, &job, spool.path());
+    run(&sandboxes, &order).await?;
+    let checkpoint = spool.path().join("checkpoint");
+    write_checkpoint(runsc, &sandboxes, &order, &checkpoint).await?;
+    restore(runsc, &sandboxes, &order, &checkpoint).await
+}
+
+fn spool(sandboxes: &Sandboxes) -> Result<TempDir, ProbeError> {
+    tempfile::tempdir_in(&sandboxes.directory).map_err(|source| ProbeError::Directory { source })
+}
+
+fn job() -> Result<JobSpec, ProbeError> {
     let request = JobRequest {
         code: REFUSED.to_owned(),
         timeout: Some(Duration::from_secs(20)),
         ..JobRequest::default()
     };
-    let job = JobSpec::check(request, &Maxima::default()).map_err(ProbeError::Job)?;
-    let order = Order {
+    JobSpec::check(request, &Maxima::default()).map_err(ProbeError::Job)
+}
+
+fn order<'a>(image: &'a Path, job: &'a JobSpec, spool: &'a Path) -> Order<'a> {
+    Order {
         image,
-        job: &job,
-        spool: spool.path(),
+        job,
+        spool,
         events: None,
         cancel: CancellationToken::new(),
-    };
-    run(&sandboxes, &order).await?;
-    let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(&sandboxes, &order, &checkpoint).await?;
-    restore(&sandboxes, &order, &checkpoint).await
+    }
 }
 
 async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError> {
@@ -85,15 +112,14 @@ fn start(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<Sandbox, ProbeError
 }
 
 async fn write_checkpoint(
+    runsc: &Runsc,
     sandboxes: &Sandboxes,
     order: &Order<'_>,
     to: &Path,
 ) -> Result<(), ProbeError> {
     let mut sandbox = start(sandboxes, order)?;
     let ready = attend::await_ready(&mut sandbox).await;
-    let mut command = sandboxes
-        .runsc
-        .checkpoint(&sandbox.places(), to, sandbox.id());
+    let mut command = runsc.checkpoint(&sandbox.places(), to, sandbox.id());
     let written = process::run_within(&mut command, PATIENCE);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
@@ -102,10 +128,15 @@ async fn write_checkpoint(
         .map_err(|source| ProbeError::Checkpoint { source })
 }
 
-async fn restore(sandboxes: &Sandboxes, order: &Order<'_>, from: &Path) -> Result<(), ProbeError> {
+async fn restore(
+    runsc: &Runsc,
+    sandboxes: &Sandboxes,
+    order: &Order<'_>,
+    from: &Path,
+) -> Result<(), ProbeError> {
     let limits = &order.job.limits;
     let mut sandbox = Sandbox::start_with(sandboxes, order.image, limits, |places, bundle, id| {
-        sandboxes.runsc.restore(places, bundle, from, id)
+        runsc.restore(places, bundle, from, id)
     })
     .map_err(ProbeError::Sandbox)?;
     let attended = attend::attend_restored(&mut sandbox, order).await;

@@ -1,14 +1,16 @@
 //! Making a sandbox, and unmaking it.
 
 use super::guest::Guest;
-use super::{SandboxError, Sandboxes, TeardownError, make_private, specification};
+use super::{Runtime, SandboxError, Sandboxes, TeardownError, make_private, specification};
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
 use crate::sys::cgroup::{Expedited, Leaf, LeafLimits};
-use crate::sys::process;
+use crate::sys::{mount, privilege, process};
+use rand::Rng;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -20,25 +22,43 @@ use tokio::task::JoinHandle;
 /// a host that is itself out of breath.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How much of runsc's own standard error is kept for a message.
+/// How much of the runtime's own standard error is kept for a message.
 const MAX_STDERR: u64 = 4096;
+
+/// The host's uids and gids for containers: what systemd leaves unused (<https://systemd.io/UIDS-GIDS/>).
+const CONTAINER_IDS: Range<u32> = 0x7000_0000..0x7ffe_0000;
+
+/// Ids that one container has at most.
+const IDS_PER_CONTAINER: u32 = 1024;
+
+/// What the kernel has to say of init in a container, in `/proc/PID/status`, beside its ids.
+const CONFINED: [&str; 4] = [
+    // KILL, SETGID and SETUID: what the specification gives.
+    "CapBnd:\t00000000000000e0",
+    "CapEff:\t00000000000000e0",
+    "NoNewPrivs:\t1",
+    // SECCOMP_MODE_FILTER.
+    "Seccomp:\t2",
+];
 
 /// A started sandbox.
 ///
-/// Dropped without a teardown, it goes in the order of its fields: runsc, then all that is in the
+/// Dropped without a teardown, it goes in the order of its fields: the runtime, then all that is in the
 /// cgroup, then the directory that both have used.
 pub(super) struct Sandbox {
-    pub(super) runsc: Child,
+    pub(super) runtime: Child,
     leaf: Leaf,
     directory: Directory,
     id: String,
     started: Instant,
-    runsc_pid: Option<i32>,
+    runtime_pid: Option<i32>,
+    /// The host's uid and gid of init, if this is a container.
+    container_id: Option<u32>,
     kill_time: Duration,
     stderr: JoinHandle<String>,
     pub(super) guest: Guest,
     pub(super) stdin: Option<ChildStdin>,
-    /// Until it is ready, runsc moves processes between cgroups.
+    /// Until it is ready, the runtime moves processes between cgroups.
     pub(super) expedited: Option<Expedited>,
 }
 
@@ -53,6 +73,17 @@ impl Drop for Directory {
     }
 }
 
+/// Why a program is not let into a container.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConfinementError {
+    #[error("its processes cannot be listed")]
+    Processes(#[source] crate::sys::cgroup::CgroupError),
+    #[error("nobody is inside")]
+    Nobody,
+    #[error("what holds its init back is not as asked")]
+    Status(#[source] privilege::PrivilegeError),
+}
+
 /// What the cgroup counted.
 pub(super) struct Counters {
     pub(super) oom_kills: u64,
@@ -62,18 +93,28 @@ pub(super) struct Counters {
 }
 
 impl Sandbox {
-    /// Makes directory, bundle and cgroup, and starts runsc inside the cgroup.
+    /// Makes directory, bundle and cgroup, and starts the runtime inside the cgroup.
     pub(super) fn start(
         shared: &Sandboxes,
         image: &Path,
         limits: &Limits,
     ) -> Result<Self, SandboxError> {
-        Self::start_with(shared, image, limits, |places, bundle, id| {
-            shared.runsc.run(places, bundle, id)
-        })
+        match &shared.runtime {
+            Runtime::Gvisor(runsc) => {
+                Self::start_with(shared, image, limits, |places, bundle, id| {
+                    runsc.run(places, bundle, id)
+                })
+            }
+            Runtime::Container(runc) => {
+                let root = mount::detached(image).map_err(SandboxError::Mount)?;
+                Self::start_with(shared, image, limits, |_, bundle, id| {
+                    runc.run(bundle, id, root)
+                })
+            }
+        }
     }
 
-    /// Like [`Sandbox::start`], with another command of runsc.
+    /// Like [`Sandbox::start`], with this command.
     pub(super) fn start_with(
         shared: &Sandboxes,
         image: &Path,
@@ -94,24 +135,37 @@ impl Sandbox {
             .hierarchies
             .create(&id, leaf_limits)
             .map_err(SandboxError::Cgroup)?;
-        let spec = specification(shared, image, limits, leaf.cgroups_path())
-            .map_err(SandboxError::Bundle)?;
+        let first_id = random_ids();
+        let spec =
+            specification(shared, image, limits, &leaf, first_id).map_err(SandboxError::Bundle)?;
         bundle::write(&directory.0, &spec).map_err(SandboxError::Bundle)?;
         let command = command(&Places::below(&directory.0), &directory.0, &id);
-        let start_error = |source| SandboxError::Start { source };
-        let mut runsc = process::spawn_in(command, &leaf).map_err(start_error)?;
+        let start_error = |source| SandboxError::Start {
+            runtime: shared.runtime.name(),
+            source,
+        };
+        let mut runtime = process::spawn_in(command, &leaf).map_err(start_error)?;
         let piped = || io::Error::other("its standard streams are not piped");
-        let stdout = runsc.stdout.take().ok_or_else(piped).map_err(start_error)?;
-        let stderr = runsc.stderr.take().ok_or_else(piped).map_err(start_error)?;
+        let stdout = runtime
+            .stdout
+            .take()
+            .ok_or_else(piped)
+            .map_err(start_error)?;
+        let stderr = runtime
+            .stderr
+            .take()
+            .ok_or_else(piped)
+            .map_err(start_error)?;
         Ok(Self {
             id,
             started,
             directory,
             leaf,
-            runsc_pid: runsc.id().and_then(|pid| pid.try_into().ok()),
+            runtime_pid: runtime.id().and_then(|pid| pid.try_into().ok()),
+            container_id: matches!(shared.runtime, Runtime::Container(_)).then_some(first_id),
             kill_time: Duration::ZERO,
-            stdin: runsc.stdin.take(),
-            runsc,
+            stdin: runtime.stdin.take(),
+            runtime,
             stderr: tokio::spawn(read_some(stderr)),
             guest: Guest::new(stdout),
             expedited,
@@ -131,6 +185,25 @@ impl Sandbox {
         self.started.elapsed()
     }
 
+    /// Looks from outside whether init is confined as it was asked for, before it is given a program:
+    /// in a container nothing else stands between that and the host's kernel. gVisor shows none of
+    /// this outside.
+    pub(super) fn check_confinement(&self) -> Result<(), ConfinementError> {
+        let Some(id) = self.container_id else {
+            return Ok(());
+        };
+        let ids = ["Uid", "Gid"].map(|kind| format!("{kind}:\t{id}\t{id}\t{id}\t{id}"));
+        let expected: Vec<&str> = ids.iter().map(String::as_str).chain(CONFINED).collect();
+        let inside = self.leaf.processes().map_err(ConfinementError::Processes)?;
+        let mut guests = inside
+            .into_iter()
+            .filter(|pid| Some(*pid) != self.runtime_pid);
+        let init = guests.next().ok_or(ConfinementError::Nobody)?;
+        [init].into_iter().chain(guests).try_for_each(|pid| {
+            privilege::require_status(pid, &expected).map_err(ConfinementError::Status)
+        })
+    }
+
     /// Applies the CPU quota, which does not hold during start-up.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.leaf.limit_cpu(millicpus)
@@ -144,17 +217,17 @@ impl Sandbox {
     /// Kills everything in the cgroup.
     pub(super) fn kill(&mut self) -> Result<(), crate::sys::cgroup::CgroupError> {
         // Added up: the teardown kills again what was killed before, and finds nobody.
-        self.kill_time += self.leaf.kill(KILL_PATIENCE, self.runsc_pid)?;
+        self.kill_time += self.leaf.kill(KILL_PATIENCE, self.runtime_pid)?;
         Ok(())
     }
 
-    /// What runsc said of its own failure, for people.
+    /// What the runtime said of its own failure, for people.
     pub(super) async fn complaint(&mut self) -> String {
         let logged = runsc::logged_errors(&self.places());
         if !logged.is_empty() {
             return logged;
         }
-        // Ends with runsc, which the caller has killed or seen end.
+        // Ends with the runtime, which the caller has killed or seen end.
         let said = tokio::time::timeout(Duration::from_secs(1), &mut self.stderr).await;
         said.ok().and_then(Result::ok).unwrap_or_default()
     }
@@ -172,12 +245,12 @@ impl Sandbox {
                 source,
             });
             self.stderr.abort();
-            (self.runsc, killed.and(removed).and(cleared).and(counters))
+            (self.runtime, killed.and(removed).and(cleared).and(counters))
         });
-        let (mut runsc, cleared) = task.await.map_err(TeardownError::Task)?;
+        let (mut runtime, cleared) = task.await.map_err(TeardownError::Task)?;
         if cleared.is_ok() {
             // It is dead, the cgroup was empty; this only takes its status off the kernel.
-            let buried = runsc.wait().await;
+            let buried = runtime.wait().await;
             drop(buried);
         }
         cleared
@@ -193,7 +266,14 @@ impl Sandbox {
     }
 }
 
-/// The beginning of what runsc wrote to stderr; the rest is read and dropped, so that it never blocks.
+/// Ids of the host that, most likely, no other container has at the time.
+fn random_ids() -> u32 {
+    let block =
+        rand::rng().random_range(0..(CONTAINER_IDS.end - CONTAINER_IDS.start) / IDS_PER_CONTAINER);
+    CONTAINER_IDS.start + block * IDS_PER_CONTAINER
+}
+
+/// The beginning of what the runtime wrote to stderr; the rest is read and dropped, so that it never blocks.
 async fn read_some(mut stderr: ChildStderr) -> String {
     let mut bytes = Vec::new();
     // An unreadable stream has nothing to tell.

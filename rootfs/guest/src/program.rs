@@ -88,7 +88,8 @@ impl Program {
             if ready.cancel && host.wants_cancel()? {
                 self.clock.end(EndedBy::Cancel);
             }
-            self.forward(host, ready.output)?;
+            // Before the output: what the interpreter says of itself it has said before the program
+            // could print anything.
             if ready.report {
                 self.reports.drain();
             }
@@ -98,6 +99,7 @@ impl Program {
                     startup_ms: milliseconds(startup),
                 })?;
             }
+            self.forward(host, ready.output)?;
             if ready.child
                 && let Some(status) = self.reap()?
             {
