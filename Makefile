@@ -13,6 +13,9 @@ TAKO_VM := target/release/tako-vm
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
 
+# What the tests need besides: the runtimes of permissive mode.
+TEST_PACKAGES := runc crun
+
 export TAKO_VM_STATE_DIR = $(STATE)
 
 .PHONY: help demo test bench soak deps build setup lint doc root clean
@@ -27,6 +30,7 @@ help:
 demo: setup
 	cargo run $(PROFILE_FLAGS) --quiet --example demo -- --tako-vm $(TAKO_VM)
 
+test: PACKAGES += $(TEST_PACKAGES)
 test: root lint doc setup
 	cargo test --locked --workspace -- --include-ignored
 
@@ -34,6 +38,7 @@ bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
 
+soak: PACKAGES += $(TEST_PACKAGES)
 soak: setup
 	for round in $$(seq 20); do cargo test --locked --workspace -- --include-ignored || exit 1; done
 	$(MAKE) bench
