@@ -114,12 +114,15 @@ pub(super) async fn run(
         .map_err(|e| Failure::ours(&e))?;
     let runtime = runtime(state_dir, config.security_mode)?;
     let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(|e| Failure::ours(&e))?;
+    for left in &sandboxes.swept().left {
+        super::warn(&super::one_line(left));
+    }
     let out = arguments
         .out
         .as_deref()
         .map(artifacts::Target::open)
         .transpose()?;
-    let spool = spool(state_dir)?;
+    let spool = sandboxes.spool().map_err(|e| Failure::ours(&e))?;
     let cancel =
         cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
     let (events, printer) = if arguments.json {
@@ -255,14 +258,6 @@ fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
             "`{name}` is not UTF-8 at byte {at}: save it as UTF-8"
         ))
     })
-}
-
-/// A directory of root's alone for collected files, removed when dropped.
-fn spool(state_dir: &Path) -> Result<tempfile::TempDir, Failure> {
-    tempfile::Builder::new()
-        .prefix("run-")
-        .tempdir_in(state_dir)
-        .map_err(|error| Failure::io("cannot make a directory for collected files", &error))
 }
 
 /// A token that SIGINT, SIGTERM and SIGHUP cancel.

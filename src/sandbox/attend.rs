@@ -4,9 +4,11 @@
 //! receiver that does not take output) can hold up a deadline.
 
 use super::Order;
-use super::guest::{self, Guest};
+use super::confinement::ConfinementError;
+use super::guest;
 use super::spool::{Files, Spool, SpoolError};
-use super::start::{ConfinementError, Sandbox};
+use super::start::Sandbox;
+use super::step::Step;
 use crate::job::{Captured, Ending, Evidence, Exception, Killed, Limits, Phase};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -190,6 +192,7 @@ async fn attend_from(
     if let Some(fault) = fault {
         attendance.known.evidence.fault = Some(explain(sandbox, &fault).await);
     }
+    sandbox.reached(Step::Attended);
     let mut known = attendance.known;
     known.files = attendance.spool.finish();
     known.files.truncated |= attendance.stage != Stage::Done;
@@ -253,6 +256,7 @@ impl<'a> Attendance<'a> {
                 && let Some(stdin) = stdin.take()
             {
                 self.known.ready_after = Some(sandbox.age());
+                sandbox.reached(Step::Ready);
                 sandbox.expedited = None;
                 sandbox
                     .check_confinement()
@@ -274,6 +278,7 @@ impl<'a> Attendance<'a> {
                 handed = link.written() => {
                     // A guest that stopped reading has a reason, and it is still to be read.
                     link = Link::Idle(handed.ok());
+                    sandbox.reached(Step::HandedOver);
                     // The guest's answer may overtake the news that all was written.
                     if self.stage == Stage::HandingOver {
                         self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
@@ -287,7 +292,7 @@ impl<'a> Attendance<'a> {
                 read = sandbox.guest.fill(), if self.has_room() => {
                     match read.map_err(|source| Fault::Read { source })? {
                         0 => return self.ended(),
-                        _ => self.take_frames(&mut sandbox.guest)?,
+                        _ => self.take_frames(sandbox)?,
                     }
                 }
             }
@@ -386,12 +391,29 @@ impl<'a> Attendance<'a> {
         }
     }
 
-    fn take_frames(&mut self, guest: &mut Guest) -> Result<(), Fault> {
+    /// Tells of the steps between a stage and the present one, which some frames at once may span.
+    fn tell(&self, before: Stage, sandbox: &Sandbox) {
+        for (stage, step) in [
+            (Stage::Running, Step::Running),
+            (Stage::Collecting, Step::Ended),
+        ] {
+            if before < stage && stage <= self.stage {
+                sandbox.reached(step);
+            }
+        }
+    }
+
+    fn take_frames(&mut self, sandbox: &mut Sandbox) -> Result<(), Fault> {
+        let before = self.stage;
         while self.stage != Stage::Done
-            && let Some(frame) = guest.next().map_err(|source| Fault::Frame { source })?
+            && let Some(frame) = sandbox
+                .guest
+                .next()
+                .map_err(|source| Fault::Frame { source })?
         {
             self.take(frame)?;
         }
+        self.tell(before, sandbox);
         Ok(())
     }
 

@@ -13,30 +13,38 @@
 //! that comes from the guest is untrusted and goes through the bounded frame decoder.
 
 mod attend;
+mod confinement;
 mod guest;
 mod probe;
+mod record;
 mod runtime;
 mod spool;
 mod start;
+mod step;
+mod sweep;
 
 pub use attend::Event;
 pub use probe::{ProbeError, probe, try_out};
 pub use runtime::Runtime;
+pub use step::Step;
+pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
 use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};
 use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf};
+use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
+use crate::sys::place::PlaceError;
 use crate::sys::process;
 use attend::Attended;
 use jiff::Timestamp;
 use start::{Counters, Sandbox};
 use std::collections::VecDeque;
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
+use step::Observer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -53,8 +61,10 @@ pub enum SandboxError {
     Cgroup(#[source] CgroupError),
     #[error("cannot make the sandbox's bundle")]
     Bundle(#[source] BundleError),
-    #[error("cannot make `{}`", path.display())]
-    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot make a directory for the sandbox")]
+    Directory(#[source] PlaceError),
+    #[error("cannot look for what killed processes have left")]
+    Sweep(#[source] PlaceError),
     #[error("cannot mount the root file system of a container")]
     Mount(#[source] MountError),
     #[error("cannot start `{runtime}`")]
@@ -78,8 +88,8 @@ pub enum TeardownError {
     Counters(#[source] CgroupError),
     #[error("its cgroup is left")]
     Cgroup(#[source] CgroupError),
-    #[error("`{}` is left", path.display())]
-    Directory { path: PathBuf, source: io::Error },
+    #[error("its directory is left")]
+    Directory(#[source] PlaceError),
     #[error("the task that clears it away did not end")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -87,10 +97,13 @@ pub enum TeardownError {
 /// What every sandbox of this host shares.
 #[derive(Debug, Clone)]
 pub struct Sandboxes {
-    directory: PathBuf,
+    records: Registry,
+    spools: Registry,
     hierarchies: Hierarchies,
     seccomp: oci_spec::runtime::LinuxSeccomp,
     runtime: Runtime,
+    swept: Arc<Swept>,
+    observer: Observer,
 }
 
 /// One job to run.
@@ -109,23 +122,53 @@ pub struct Order<'a> {
 }
 
 impl Sandboxes {
-    /// Checks and prepares what all sandboxes share: the seccomp profile, the cgroup hierarchies, the
-    /// directory of sandboxes below `state_dir`. Makes this process the parent of its orphans.
+    /// Checks and prepares what all sandboxes share: the seccomp profile and the cgroup hierarchies.
+    /// Makes this process the parent of its orphans, and clears away what processes that were killed
+    /// have left in `state_dir`.
+    ///
+    /// What cannot be cleared away is in [`Sandboxes::swept`] and does not stop a start: it has another
+    /// name and another cgroup than any new sandbox, and one process that not even SIGKILL ends would
+    /// otherwise stop the whole host.
     ///
     /// # Errors
-    /// When any control could not be applied to a sandbox later on.
+    /// When any control could not be applied to a sandbox later on, or the state directory cannot be
+    /// read.
     pub fn prepare(state_dir: &Path, runtime: impl Into<Runtime>) -> Result<Self, SandboxError> {
         let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
         let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
         process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
-        let directory = state_dir.join("sandboxes");
-        make_private(&directory)?;
+        let swept = Arc::new(sweep::sweep_with(state_dir, &hierarchies)?);
         Ok(Self {
-            directory,
+            records: record::records(state_dir),
+            spools: record::spools(state_dir),
             hierarchies,
             seccomp,
             runtime: runtime.into(),
+            swept,
+            observer: Observer::default(),
         })
+    }
+
+    /// What was cleared away when this was made, and what could not be.
+    pub fn swept(&self) -> &Swept {
+        &self.swept
+    }
+
+    /// Tells `observe` of each step of each sandbox, with its id, where it is made: the sandbox waits
+    /// until it returns.
+    #[must_use]
+    pub fn observed(mut self, observe: impl Fn(&str, Step) + Send + Sync + 'static) -> Self {
+        self.observer = Observer::new(observe);
+        self
+    }
+
+    /// A directory for the files that one job leaves. It vanishes when dropped, and with the next
+    /// sweep if this process is killed before.
+    ///
+    /// # Errors
+    /// [`SandboxError::Directory`].
+    pub fn spool(&self) -> Result<Held, SandboxError> {
+        self.spools.create().map_err(SandboxError::Directory)
     }
 
     /// Runs a job in a sandbox of its own, of which nothing is left afterwards.
@@ -182,18 +225,6 @@ async fn clear(sandbox: Sandbox) -> Result<Counters, SandboxError> {
         .teardown()
         .await
         .map_err(|source| SandboxError::Teardown { id, source })
-}
-
-/// Makes a directory for root alone, unless it is there.
-fn make_private(path: &Path) -> Result<(), SandboxError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(path)
-        .map_err(|source| SandboxError::Directory {
-            path: path.to_owned(),
-            source,
-        })
 }
 
 struct Span {

@@ -6,10 +6,8 @@ use super::{Order, Runtime, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
-use std::io;
 use std::path::Path;
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 /// What a runtime lacks.
@@ -18,8 +16,6 @@ use tokio_util::sync::CancellationToken;
 pub enum ProbeError {
     #[error("cannot probe")]
     Sandbox(#[source] SandboxError),
-    #[error("cannot probe")]
-    Directory { source: io::Error },
     #[error("cannot probe")]
     Job(#[source] SpecError),
     #[error("it cannot run a program from an EROFS root: {why}")]
@@ -56,7 +52,7 @@ pub async fn try_out(
     state_dir: &Path,
 ) -> Result<(), ProbeError> {
     let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(ProbeError::Sandbox)?;
-    let spool = spool(&sandboxes)?;
+    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let job = job()?;
     run(&sandboxes, &order(image, &job, spool.path())).await
 }
@@ -68,17 +64,13 @@ pub async fn try_out(
 /// [`ProbeError`] names the first feature that is missing.
 pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
     let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
-    let spool = spool(&sandboxes)?;
+    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let job = job()?;
     let order = order(image, &job, spool.path());
     run(&sandboxes, &order).await?;
     let checkpoint = spool.path().join("checkpoint");
     write_checkpoint(runsc, &sandboxes, &order, &checkpoint).await?;
     restore(runsc, &sandboxes, &order, &checkpoint).await
-}
-
-fn spool(sandboxes: &Sandboxes) -> Result<TempDir, ProbeError> {
-    tempfile::tempdir_in(&sandboxes.directory).map_err(|source| ProbeError::Directory { source })
 }
 
 fn job() -> Result<JobSpec, ProbeError> {

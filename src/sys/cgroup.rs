@@ -157,10 +157,7 @@ impl Hierarchies {
     /// [`CgroupError::NoController`] when memory, pids or cpu limits, CPU accounting or a freezer
     /// are not to be had: then nothing is run.
     pub fn prepare() -> Result<Self> {
-        let mountinfo = Path::new("/proc/self/mountinfo");
-        let mounts = fs::read_to_string(mountinfo).map_err(CgroupError::file("read", mountinfo))?;
-        let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
-        all.dedup();
+        let mut all = mounted()?;
         for hierarchy in &mut all {
             hierarchy.prepare()?;
         }
@@ -204,13 +201,68 @@ impl Hierarchies {
         let mut leaf = Leaf {
             hierarchies: self.clone(),
             name: name.to_owned(),
-            made: 0,
+            made: BTreeSet::new(),
         };
         // On an error the leaf's `Drop` takes back what was made.
         leaf.make()?;
         leaf.limit(limits)?;
         Ok(leaf)
     }
+
+    /// Whether a directory of that name is in any hierarchy.
+    pub fn exists(&self, name: &str) -> bool {
+        self.places(name).next().is_some()
+    }
+
+    /// The hierarchies in which there is a directory of that name.
+    fn places(&self, name: &str) -> impl Iterator<Item = usize> {
+        let all = self.all.0.iter().enumerate();
+        all.filter(move |(_, one)| one.parent().join(name).is_dir())
+            .map(|(at, _)| at)
+    }
+
+    /// The leaf `name` as its maker has left it, in whichever hierarchies it exists, if in any.
+    ///
+    /// Only for one who knows that its maker is gone: dropped, all that is inside dies.
+    pub fn adopt(&self, name: &str) -> Leaf {
+        Leaf {
+            made: self.places(name).collect(),
+            hierarchies: self.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+/// Names of the leaves in any hierarchy, and of whatever else lies beside them. Nothing is made to
+/// find out.
+///
+/// # Errors
+/// Those of reading the hierarchies.
+pub fn leaves() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for hierarchy in mounted()? {
+        let parent = hierarchy.parent();
+        let entries = match fs::read_dir(&parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(CgroupError::file("read", &parent))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(CgroupError::file("read", &parent))?;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                names.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// All that is mounted.
+fn mounted() -> Result<Vec<Hierarchy>> {
+    let mountinfo = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(mountinfo).map_err(CgroupError::file("read", mountinfo))?;
+    let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
+    all.dedup();
+    Ok(all)
 }
 
 impl Hierarchy {
@@ -374,8 +426,8 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<()> {
 pub struct Leaf {
     hierarchies: Hierarchies,
     name: String,
-    /// In how many hierarchies the directory exists.
-    made: usize,
+    /// The hierarchies in which the directory exists.
+    made: BTreeSet<usize>,
 }
 
 impl Leaf {
@@ -576,17 +628,28 @@ impl Leaf {
         if alive.is_empty() {
             return Ok(alive);
         }
+        if !self.made.contains(&self.hierarchies.freezer) {
+            // Half made or half removed when its maker was killed: nothing forks in there.
+            return self.signal_all().map(|()| alive);
+        }
         let (directory, v2) = self.place(self.hierarchies.freezer);
         let freezer = FreezerController::new(directory.clone(), v2);
         // Frozen, nobody forks between the listing and the signal, and no pid is given anew.
         freezer.freeze().map_err(CgroupError::limit(&directory))?;
         await_frozen(&directory, v2);
-        let killed = self
-            .processes()
-            .and_then(|pids| pids.iter().try_for_each(|pid| kill(*pid)));
+        let killed = self.signal_all();
         // Thawed whatever happened: on version 1 a frozen process does not even die.
         freezer.thaw().map_err(CgroupError::limit(&directory))?;
         killed.map(|()| alive)
+    }
+
+    fn signal_all(&self) -> Result<()> {
+        self.processes()?.iter().try_for_each(|pid| kill(*pid))
+    }
+
+    /// Leaves it as it is: nothing inside dies when it is dropped.
+    pub fn abandon(&mut self) {
+        self.made.clear();
     }
 
     /// Removes the leaf from every hierarchy.
@@ -595,11 +658,11 @@ impl Leaf {
     /// When a directory is still in use after two seconds; the leaf can be removed again.
     pub fn remove(&mut self) -> Result<()> {
         let deadline = Instant::now() + REMOVE_PATIENCE;
-        while let Some(last) = self.made.checked_sub(1) {
-            let directory = self.hierarchies.all.0[last].parent().join(&self.name);
+        while let Some(&last) = self.made.last() {
+            let (directory, _) = self.place(last);
             match fs::remove_dir(&directory) {
-                Ok(()) => self.made = last,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.made = last,
+                Ok(()) => drop(self.made.pop_last()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => drop(self.made.pop_last()),
                 Err(_) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -610,9 +673,9 @@ impl Leaf {
     }
 
     fn make(&mut self) -> Result<()> {
-        for hierarchy in &self.hierarchies.all.0 {
+        for (at, hierarchy) in self.hierarchies.all.0.iter().enumerate() {
             hierarchy.make_leaf(&self.name)?;
-            self.made += 1;
+            self.made.insert(at);
             if hierarchy.version == Version::V1 && hierarchy.has("cpuset") {
                 inherit_cpuset(&hierarchy.parent(), &hierarchy.parent().join(&self.name))?;
             }
@@ -661,12 +724,7 @@ impl Leaf {
     }
 
     fn directories(&self) -> impl Iterator<Item = PathBuf> {
-        self.hierarchies
-            .all
-            .0
-            .iter()
-            .take(self.made)
-            .map(|one| one.parent().join(&self.name))
+        self.made.iter().map(|&at| self.place(at).0)
     }
 
     /// The leaf's directory in one hierarchy, and whether that is version 2.
@@ -682,8 +740,8 @@ impl Leaf {
 impl Drop for Leaf {
     /// The backstop for a leaf that nobody removed: what is inside dies.
     fn drop(&mut self) {
-        if self.made > 0 {
-            // Nobody is left to tell; what remains is the sweep's.
+        if !self.made.is_empty() {
+            // Nobody is left to tell.
             let killed = self.kill(REMOVE_PATIENCE, None);
             let removed = self.remove();
             drop((killed, removed));

@@ -6,6 +6,7 @@ pub mod account;
 pub mod apt;
 pub mod cgroup;
 pub mod digest;
+pub mod held;
 pub mod mount;
 pub mod place;
 pub mod privilege;

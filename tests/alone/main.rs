@@ -11,6 +11,7 @@ mod flood;
 #[expect(dead_code, reason = "the other crate uses all of it")]
 mod host;
 mod residue;
+mod sweep;
 
 use tokio::sync::{Mutex, MutexGuard};
 

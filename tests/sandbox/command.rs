@@ -24,12 +24,14 @@ struct Exclusive {
 
 /// What lies in the state directory, as far as commands that run jobs could leave something.
 fn state() -> Vec<String> {
-    let sandboxes = state_dir().join("sandboxes");
+    let kinds = ["sandboxes", "spools"];
     let mut names = names_in(&state_dir());
-    if sandboxes.exists() {
-        names.extend(names_in(&sandboxes));
+    for directory in kinds.map(|kind| state_dir().join(kind)) {
+        if directory.exists() {
+            names.extend(names_in(&directory));
+        }
     }
-    names.retain(|name| name != "sandboxes");
+    names.retain(|name| !kinds.contains(&name.as_str()));
     names
 }
 

@@ -345,7 +345,7 @@ pub(crate) fn cgroup_parents() -> Vec<PathBuf> {
 }
 
 /// The directories of one sandbox in all cgroup hierarchies.
-fn cgroups_of(id: &str) -> Vec<PathBuf> {
+pub(crate) fn cgroups_of(id: &str) -> Vec<PathBuf> {
     let directories = cgroup_parents().into_iter().map(|parent| parent.join(id));
     directories.filter(|directory| directory.exists()).collect()
 }

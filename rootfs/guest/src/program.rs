@@ -44,6 +44,10 @@ pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<()
     program.drain(host)?;
     // Nobody is left to write: this ends.
     while program.reports.drain() {}
+    // A short program may have been up and gone before anybody looked.
+    if program.reports.up() && program.clock.startup.is_none() && program.clock.ended_by.is_none() {
+        program.clock.up();
+    }
     host.send(&ToHost::Exit(Exit {
         status,
         ended_by: program.clock.ended_by,
