@@ -19,9 +19,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &["job", "sys", "bundle", "runsc", "runc", "image"],
     ),
     (
+        "client",
+        &["job", "sys", "config", "image", "runsc", "runc", "sandbox"],
+    ),
+    (
         "cli",
         &[
-            "job", "sys", "config", "image", "runsc", "runc", "bundle", "sandbox",
+            "job", "sys", "config", "image", "runsc", "runc", "bundle", "sandbox", "client",
         ],
     ),
 ];

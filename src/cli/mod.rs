@@ -1,20 +1,23 @@
 //! The command line: one file per subcommand.
 
-mod artifacts;
+mod doctor;
 mod image;
 mod output;
 mod run;
 mod setup;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, ConfigError};
 use crate::sys::privilege;
 use clap::{Parser, Subcommand};
 use std::error::Error;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 /// The exit status for our own failures.
 const FAILED: u8 = 125;
+
+/// The exit status after SIGINT, SIGTERM or SIGHUP.
+const INTERRUPTED: u8 = 130;
 
 /// The exit status for wrong usage.
 const USAGE: u8 = 2;
@@ -41,6 +44,7 @@ pub struct Command {
 enum Subcommands {
     Run(run::Arguments),
     Setup(setup::Arguments),
+    Doctor(doctor::Arguments),
     Image(image::Arguments),
 }
 
@@ -123,22 +127,38 @@ pub async fn main(command: Command) -> u8 {
 }
 
 async fn dispatch(command: Command) -> Result<u8, Failure> {
-    let config = Config::load(command.config.as_deref()).map_err(|e| Failure::ours(&e))?;
-    match command.subcommand {
-        Subcommands::Run(arguments) => run::run(arguments, &command.state_dir, &config).await,
+    let Command {
+        state_dir,
+        config: file,
+        subcommand,
+    } = command;
+    // The programs that we start run elsewhere.
+    let state_dir = path::absolute(&state_dir)
+        .map_err(|error| Failure::io("cannot find out where the state directory is", &error))?;
+    let config = Config::load(file.as_deref());
+    // Whatever is wrong with it is for the doctor to tell, and stops every other command.
+    let checked = |config: Result<Config, ConfigError>| config.map_err(|e| Failure::ours(&e));
+    match subcommand {
+        Subcommands::Doctor(arguments) => {
+            doctor::run(&arguments, &state_dir, file.as_deref(), &config).await
+        }
+        Subcommands::Run(arguments) => run::run(arguments, &state_dir, &checked(config)?).await,
         Subcommands::Setup(arguments) => {
+            let config = checked(config)?;
             require_root("setup")?;
             // Blocking code from here on: it downloads, builds and waits for other programs.
-            tokio::task::block_in_place(|| setup::run(&arguments, &command.state_dir, &config))
-                .map_err(|error| Failure {
+            tokio::task::block_in_place(|| setup::run(&arguments, &state_dir, &config)).map_err(
+                |error| Failure {
                     hint: error.hint(),
                     ..Failure::ours(&error)
-                })?;
+                },
+            )?;
             Ok(0)
         }
         Subcommands::Image(arguments) => {
+            checked(config)?;
             require_root("image")?;
-            tokio::task::block_in_place(|| image::run(&arguments, &command.state_dir)).map_err(
+            tokio::task::block_in_place(|| image::run(&arguments, &state_dir)).map_err(
                 |error| Failure {
                     hint: error.hint(),
                     ..Failure::ours(&error)

@@ -1,21 +1,15 @@
 //! `tako-vm run`: one program in one sandbox.
 
-use super::{Failure, artifacts, output};
-use crate::config::{Config, SecurityMode};
-use crate::image::Images;
-use crate::job::{
-    Artifact, InputFile, JobRequest, JobSpec, Outcome, Record, Termination, parse_bytes,
-};
-use crate::runc::Runc;
-use crate::runsc::{Runsc, provision};
-use crate::sandbox::{Order, Runtime, Sandboxes};
+use super::{Failure, output};
+use crate::client::{Execution, Sandbox, Target, Unparsed};
+use crate::config::{self, Config, SecurityMode};
+use crate::job::{InputFile, JobRequest, JobSpec, Termination, parse_bytes};
 use crate::sys::privilege;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// Run a Python program in a gVisor sandbox of its own
@@ -59,7 +53,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// The executor image
-    #[arg(long, value_name = "NAME", default_value = "python")]
+    #[arg(long, value_name = "NAME", default_value = config::DEFAULT_IMAGE)]
     image: String,
     /// Print the full record as one JSON object and nothing else
     #[arg(long)]
@@ -109,74 +103,54 @@ pub(super) async fn run(
         // Whom the result is parsed as: missed before the program runs, not after.
         privilege::require_user(super::USER).map_err(|e| Failure::ours(&e))?;
     }
-    let image = Images::at(state_dir)
-        .find(&arguments.image)
-        .map_err(|e| Failure::ours(&e))?;
-    let runtime = runtime(state_dir, config.security_mode)?;
-    let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(|e| Failure::ours(&e))?;
-    for left in &sandboxes.swept().left {
+    let sandbox = Sandbox::open(state_dir, &arguments.image, config).map_err(|error| Failure {
+        hint: error.hint().map(str::to_owned),
+        ..Failure::ours(&error)
+    })?;
+    if let SecurityMode::Permissive(kind) = config.security_mode {
+        super::warn(&format!(
+            "permissive mode: the program runs in a `{}` container and shares the kernel of this host, \
+             which isolates it less than gVisor does",
+            kind.name()
+        ));
+    }
+    for left in &sandbox.swept().left {
         super::warn(&super::one_line(left));
     }
-    let out = arguments
-        .out
-        .as_deref()
-        .map(artifacts::Target::open)
-        .transpose()?;
-    let spool = sandboxes.spool().map_err(|e| Failure::ours(&e))?;
+    let out = arguments.out.as_deref().map(Target::open);
+    let out = out.transpose().map_err(|error| Failure::usage(&error))?;
     let cancel =
         cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
-    let (events, printer) = if arguments.json {
-        (None, None)
-    } else {
-        let (sender, receiver) = mpsc::channel(16);
-        (Some(sender), Some(output::print(receiver, cancel.clone())))
-    };
-    let order = Order {
-        image: &image.path,
-        job: &job,
-        spool: spool.path(),
-        events,
-        cancel: cancel.clone(),
-    };
-    let outcome = sandboxes.run(order).await.map_err(|e| Failure::ours(&e))?;
-    if let Some(printer) = printer {
-        output::finish(printer, &cancel).await;
-    }
-    let taken = out.map_or(Ok(()), |out| out.take(&outcome.artifacts));
-    let status = outcome.termination.exit_code().unwrap_or(super::FAILED);
+    let execution = attend(&sandbox, job, cancel, arguments.json).await?;
+    let saved = out.map_or(Ok(()), |out| execution.save_to(&out));
+    let status = execution.exit_code().unwrap_or(super::FAILED);
     if arguments.json {
-        let result = read_result(&outcome.artifacts)?;
+        let unparsed = execution.unparsed().map_err(|e| Failure::ours(&e))?;
         // While we are root: both remove what only root can.
-        drop((spool, sandboxes));
-        print_record(
-            &job,
-            image.manifest.name.as_str(),
-            outcome,
-            result.as_deref(),
-        )?;
+        drop((execution, sandbox));
+        print_record(unparsed)?;
     } else {
-        explain(&outcome);
+        explain(&execution);
     }
-    taken.map(|()| status)
+    saved.map(|()| status).map_err(|e| Failure::ours(&e))
 }
 
-/// What the configuration says, and nobody else.
-fn runtime(state_dir: &Path, mode: SecurityMode) -> Result<Runtime, Failure> {
-    match mode {
-        SecurityMode::Strict => {
-            let runsc = provision::installed(state_dir).map_err(|e| Failure::ours(&e))?;
-            Ok(Runsc::new(runsc.binary).into())
-        }
-        SecurityMode::Permissive(kind) => {
-            let runc = Runc::find(kind).map_err(|e| Failure::ours(&e))?;
-            super::warn(&format!(
-                "permissive mode: the program runs in a `{}` container and shares the kernel of this \
-                 host, which isolates it less than gVisor does",
-                kind.name()
-            ));
-            Ok(runc.into())
-        }
+/// Runs the job; prints its output as it comes, unless a record is to be printed.
+async fn attend(
+    sandbox: &Sandbox,
+    job: JobSpec,
+    cancel: CancellationToken,
+    json: bool,
+) -> Result<Execution, Failure> {
+    let running = sandbox.launch(job, &cancel);
+    if json {
+        return running.wait().await.map_err(|e| Failure::ours(&e));
     }
+    let (events, completion) = running.into_parts();
+    let printer = output::print(events, cancel.clone());
+    let execution = completion.wait().await.map_err(|e| Failure::ours(&e))?;
+    output::finish(printer, &cancel).await;
+    Ok(execution)
 }
 
 /// What the command line asks for, read from where it says.
@@ -261,7 +235,7 @@ fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
 }
 
 /// A token that SIGINT, SIGTERM and SIGHUP cancel.
-fn cancel_on_signals() -> io::Result<CancellationToken> {
+pub(super) fn cancel_on_signals() -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     for kind in [
         SignalKind::interrupt(),
@@ -279,25 +253,10 @@ fn cancel_on_signals() -> io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// The bytes of `/output/result.json`, not looked into.
-fn read_result(artifacts: &[Artifact]) -> Result<Option<Vec<u8>>, Failure> {
-    let result = artifacts
-        .iter()
-        .find(|artifact| artifact.name == "result.json");
-    let read = result.map(|artifact| fs::read(&artifact.path)).transpose();
-    read.map_err(|error| Failure::io("cannot read the collected result", &error))
-}
-
-fn print_record(
-    job: &JobSpec,
-    image: &str,
-    outcome: Outcome,
-    result: Option<&[u8]>,
-) -> Result<(), Failure> {
+fn print_record(unparsed: Unparsed) -> Result<(), Failure> {
     // The result is a program's: it is parsed as a user who can do nothing.
     privilege::drop_root(super::USER).map_err(|error| Failure::ours(&error))?;
-    let record = Record::new(job, image, outcome, result);
-    let mut line = serde_json::to_vec(&record).map_err(|error| Failure::ours(&error))?;
+    let mut line = serde_json::to_vec(&unparsed.parse()).map_err(|error| Failure::ours(&error))?;
     line.push(b'\n');
     let mut stdout = io::stdout().lock();
     if stdout.is_terminal() {
@@ -312,21 +271,21 @@ fn print_record(
 }
 
 /// Says on stderr what the program's own output cannot: why we ended it, and what was left out.
-fn explain(outcome: &Outcome) {
+fn explain(execution: &Execution) {
+    let termination = execution.termination();
     let ended_by_us = !matches!(
-        outcome.termination,
+        termination,
         Termination::Exited(_) | Termination::Signalled(_) | Termination::Cancelled
     );
-    let phase = outcome.timing.phase_at_exit;
-    if ended_by_us && let Some(error) = outcome.termination.error(None, phase) {
+    if ended_by_us && let Some(error) = execution.error() {
         super::complain(&output::visible(&error.message));
-        if let Some(hint) = hint(&outcome.termination) {
+        if let Some(hint) = hint(termination) {
             super::hint(hint);
         }
     }
-    if outcome.artifacts_truncated {
+    if execution.artifacts_truncated() {
         super::complain("some files of /output were not collected");
-        for skipped in &outcome.artifacts_skipped {
+        for skipped in execution.artifacts_skipped() {
             super::hint(&format!(
                 "`{}`: {}",
                 output::visible(&skipped.name),

@@ -13,21 +13,26 @@ use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
 use crate::runc::{self, Runc, RuncError};
 use crate::runsc::Runsc;
-use crate::runsc::provision::{self, Candidate, ProvisionError};
-use crate::sandbox;
+use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
+use crate::sandbox::{self, Runtime, Sandboxes};
 use crate::sys::account::{self, AccountError};
 use crate::sys::apt::{AptError, Sources};
 use crate::sys::digest::Digest;
 use crate::sys::place::{self, PlaceError};
 use crate::sys::process;
+use jiff::civil::Date;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{self, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The permissions of group and others.
 const FOR_OTHERS: u32 = 0o077;
+
+/// How long a runsc may take to write a checkpoint.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Steps that setup takes.
 const STEPS: u8 = 4;
@@ -55,8 +60,6 @@ pub(super) struct Arguments {
 /// Why the host is not ready.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SetupError {
-    #[error("cannot find out where `{}` is", path.display())]
-    Path { path: PathBuf, source: io::Error },
     #[error("cannot use the state directory `{}`", path.display())]
     StateDirectory { path: PathBuf, source: PlaceError },
     #[error("the state directory `{}` is open to others (mode {mode:04o})", path.display())]
@@ -138,22 +141,78 @@ pub(super) fn run(
     }
 }
 
+/// What killed setups have left, or one that runs is making.
+pub(super) fn unfinished(state_dir: &Path) -> Result<Vec<PathBuf>, SetupError> {
+    let images = Images::at(state_dir);
+    let mut paths = images
+        .unfinished()
+        .map_err(|source| SetupError::Image { source })?;
+    let runsc = provision::unfinished(state_dir);
+    paths.extend(runsc.map_err(|source| SetupError::Runsc { source })?);
+    Ok(paths)
+}
+
+/// Removes what killed setups have left, unless one runs at this moment.
+pub(super) fn sweep_unless_busy(state_dir: &Path) -> Result<(), SetupError> {
+    let lock =
+        place::try_lock(&lock_path(state_dir)).map_err(|source| SetupError::StateDirectory {
+            path: state_dir.to_owned(),
+            source,
+        })?;
+    lock.map_or(Ok(()), |_held| sweep(state_dir))
+}
+
+/// For the holder of the lock.
+fn sweep(state_dir: &Path) -> Result<(), SetupError> {
+    Images::at(state_dir)
+        .sweep()
+        .map_err(|source| SetupError::Image { source })?;
+    provision::sweep(state_dir).map_err(|source| SetupError::Runsc { source })
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("setup.lock")
+}
+
 /// Takes the lock under which the state directory's images and runsc are changed.
 pub(super) fn lock(state_dir: &Path) -> Result<File, SetupError> {
     let mut wait = || detail("waiting for another `tako-vm` that changes the state directory");
-    place::lock(&state_dir.join("setup.lock"), &mut wait).map_err(|source| {
-        SetupError::StateDirectory {
-            path: state_dir.to_owned(),
-            source,
-        }
+    place::lock(&lock_path(state_dir), &mut wait).map_err(|source| SetupError::StateDirectory {
+        path: state_dir.to_owned(),
+        source,
     })
 }
 
-/// Tries out a runsc that is about to be installed: which features it has, found by using them.
-fn probe(binary: &Path, image: &Image, state_dir: &Path) -> Result<(), String> {
-    detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
-    let runsc = Runsc::new(binary);
-    let probing = sandbox::probe(&runsc, &image.path, state_dir);
+/// Whether the state directory is there, after checking that nobody but root has a hand in it or above
+/// it.
+pub(super) fn state_directory_exists(path: &Path) -> Result<bool, SetupError> {
+    let failed = |source| SetupError::StateDirectory {
+        path: path.to_owned(),
+        source,
+    };
+    let Ok(metadata) = fs::metadata(path) else {
+        let above = path.ancestors().find(|path| path.exists());
+        place::trusted_to_hold(above.unwrap_or(Path::new("/"))).map_err(failed)?;
+        return Ok(false);
+    };
+    place::trusted(path).map_err(failed)?;
+    let mode = metadata.mode() & 0o7777;
+    // Not simply closed: `--state-dir /usr` would be the end of this host.
+    if mode & FOR_OTHERS == 0 {
+        Ok(true)
+    } else {
+        Err(SetupError::Open {
+            path: path.to_owned(),
+            mode,
+        })
+    }
+}
+
+/// Tries out a runtime that is about to be used: which features it has, found by using them.
+fn probe(runtime: impl Into<Runtime>, image: &Image, state_dir: &Path) -> Result<(), String> {
+    let sandboxes = Sandboxes::prepare(state_dir, runtime);
+    let sandboxes = sandboxes.map_err(|error| format!("cannot probe: {}", one_line(&error)))?;
+    let probing = sandbox::probe(&sandboxes, &image.path, PATIENCE);
     // Setup is blocking code inside the runtime that the sandbox needs.
     tokio::runtime::Handle::current()
         .block_on(probing)
@@ -171,6 +230,7 @@ struct Setup<'a> {
     arguments: &'a Arguments,
     mode: SecurityMode,
     runsc: Option<&'a Path>,
+    minimum: Option<Date>,
     state_dir: PathBuf,
     images: Images,
     recipe: Recipe,
@@ -182,17 +242,13 @@ impl<'a> Setup<'a> {
         state_dir: &Path,
         config: &'a Config,
     ) -> Result<Self, SetupError> {
-        // The programs that we start run elsewhere.
-        let state_dir = path::absolute(state_dir).map_err(|source| SetupError::Path {
-            path: state_dir.to_owned(),
-            source,
-        })?;
         Ok(Self {
             arguments,
             mode: config.security_mode,
             runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
-            images: Images::at(&state_dir),
-            state_dir,
+            minimum: config.runsc_minimum_release,
+            images: Images::at(state_dir),
+            state_dir: state_dir.to_owned(),
             recipe: Recipe::python().map_err(|source| SetupError::Recipe { source })?,
         })
     }
@@ -201,7 +257,7 @@ impl<'a> Setup<'a> {
         Self::provide_user()?;
         self.provide_state_directory()?;
         let _lock = lock(&self.state_dir)?;
-        self.sweep()?;
+        sweep(&self.state_dir)?;
         let image = self.provide_image()?;
         match self.mode {
             SecurityMode::Strict => self.provide_runsc(&image),
@@ -222,8 +278,11 @@ impl<'a> Setup<'a> {
     }
 
     fn provide_state_directory(&self) -> Result<(), SetupError> {
-        let failed = |source| self.state_directory_failed(source);
-        let outcome = if self.state_directory_exists()? {
+        let failed = |source| SetupError::StateDirectory {
+            path: self.state_dir.clone(),
+            source,
+        };
+        let outcome = if state_directory_exists(&self.state_dir)? {
             "exists"
         } else {
             place::directory(&self.state_dir).map_err(failed)?;
@@ -232,41 +291,6 @@ impl<'a> Setup<'a> {
         let path = self.state_dir.display();
         step(2, &format!("state directory `{path}`: {outcome}"));
         Ok(())
-    }
-
-    fn state_directory_failed(&self, source: PlaceError) -> SetupError {
-        SetupError::StateDirectory {
-            path: self.state_dir.clone(),
-            source,
-        }
-    }
-
-    /// Whether it is there, after checking that nobody but root has a hand in it or above it.
-    fn state_directory_exists(&self) -> Result<bool, SetupError> {
-        let failed = |source| self.state_directory_failed(source);
-        let Ok(metadata) = fs::metadata(&self.state_dir) else {
-            let above = self.state_dir.ancestors().find(|path| path.exists());
-            place::trusted_to_hold(above.unwrap_or(Path::new("/"))).map_err(failed)?;
-            return Ok(false);
-        };
-        place::trusted(&self.state_dir).map_err(failed)?;
-        let mode = metadata.mode() & 0o7777;
-        // Not simply closed: `--state-dir /usr` would be the end of this host.
-        if mode & FOR_OTHERS == 0 {
-            Ok(true)
-        } else {
-            Err(SetupError::Open {
-                path: self.state_dir.clone(),
-                mode,
-            })
-        }
-    }
-
-    fn sweep(&self) -> Result<(), SetupError> {
-        self.images
-            .sweep()
-            .map_err(|source| SetupError::Image { source })?;
-        provision::sweep(&self.state_dir).map_err(|source| SetupError::Runsc { source })
     }
 
     fn image_task(&self) -> ImageTask {
@@ -329,9 +353,15 @@ impl<'a> Setup<'a> {
             .map_err(|source| SetupError::Apt { source })
     }
 
+    /// The installed one, if it may be used.
+    fn current_runsc(&self) -> Result<Installed, ProvisionError> {
+        let installed = provision::installed(&self.state_dir)?;
+        installed.require(self.minimum).map(|()| installed)
+    }
+
     fn provide_runsc(&self, image: &Image) -> Result<(), SetupError> {
         let failed = |source| SetupError::Runsc { source };
-        let current = provision::installed(&self.state_dir);
+        let current = self.current_runsc();
         let candidate = match (self.runsc, &current) {
             (Some(path), _) => Candidate::given(&self.state_dir, path).map_err(failed)?,
             // The very files that were examined when they were installed.
@@ -382,10 +412,16 @@ impl<'a> Setup<'a> {
     }
 
     fn try_out(&self, candidate: &Candidate, image: &Image) -> Result<(), SetupError> {
-        probe(&candidate.binary(), image, &self.state_dir).map_err(|why| SetupError::Probe {
-            origin: candidate.origin().to_owned(),
-            version: candidate.version().to_owned(),
-            why,
+        detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
+        candidate
+            .require(self.minimum)
+            .map_err(|source| SetupError::Runsc { source })?;
+        probe(Runsc::new(candidate.binary()), image, &self.state_dir).map_err(|why| {
+            SetupError::Probe {
+                origin: candidate.origin().to_owned(),
+                version: candidate.version().to_owned(),
+                why,
+            }
         })
     }
 
@@ -394,13 +430,8 @@ impl<'a> Setup<'a> {
         let name = kind.name();
         let runc = Runc::find(kind).map_err(|source| SetupError::Container { source })?;
         detail(&format!("trying out {name}: a program under seccomp"));
-        let trying = sandbox::try_out(runc, &image.path, &self.state_dir);
-        tokio::runtime::Handle::current()
-            .block_on(trying)
-            .map_err(|error| SetupError::ProbeContainer {
-                name,
-                why: one_line(&error),
-            })?;
+        probe(runc, image, &self.state_dir)
+            .map_err(|why| SetupError::ProbeContainer { name, why })?;
         step(
             4,
             &format!("{name}: fit (permissive mode: weaker than gVisor)"),
@@ -415,7 +446,7 @@ impl<'a> Setup<'a> {
                 "would create the system user and group `{USER}` in `/etc/passwd` and `/etc/group`"
             ));
         }
-        if !self.state_directory_exists()? {
+        if !state_directory_exists(&self.state_dir)? {
             let path = self.state_dir.display();
             say(&format!("would create the directory `{path}`, mode 0700"));
         }
@@ -467,7 +498,7 @@ impl<'a> Setup<'a> {
     }
 
     fn tell_runsc_plan(&self) {
-        let current = provision::installed(&self.state_dir);
+        let current = self.current_runsc();
         if let (None, Ok(current)) = (self.runsc, &current) {
             say(&describe_runsc(
                 &current.version,

@@ -5,6 +5,7 @@
 
 use crate::job::{Limits, Maxima, parse_bytes};
 use crate::runc;
+use jiff::civil::Date;
 use serde::Deserialize;
 use serde_yaml_ng::{Mapping, Value};
 use std::fs::{File, Metadata};
@@ -21,6 +22,14 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/tako-vm";
 
 /// The variable that names another state directory.
 pub const STATE_DIR_VARIABLE: &str = "TAKO_VM_STATE_DIR";
+
+/// The executor image, unless another is named.
+pub const DEFAULT_IMAGE: &str = "python";
+
+/// The state directory that the environment names, or else [`DEFAULT_STATE_DIR`].
+pub fn state_dir() -> PathBuf {
+    std::env::var_os(STATE_DIR_VARIABLE).map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from)
+}
 
 /// Why a configuration is not used.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +80,8 @@ pub struct Config {
     pub security_mode: SecurityMode,
     /// A runsc of the operator's own, which `tako-vm setup` takes in place of another.
     pub runsc: Option<PathBuf>,
+    /// The oldest release of runsc that may be used; `None` leaves it to the features.
+    pub runsc_minimum_release: Option<Date>,
 }
 
 impl Config {
@@ -119,6 +130,7 @@ impl Config {
         Ok(Self {
             security_mode: file.security_mode()?,
             maxima: file.maxima()?,
+            runsc_minimum_release: file.runsc_minimum_release()?,
             runsc: file.runsc_path,
         })
     }
@@ -129,6 +141,7 @@ impl Config {
 #[serde(deny_unknown_fields, default)]
 struct Keys {
     runsc_path: Option<PathBuf>,
+    runsc_minimum_release: Option<Value>,
     security_mode: Option<String>,
     container_runtime: Option<String>,
     enable_seccomp: Option<bool>,
@@ -242,6 +255,23 @@ impl Keys {
             return Err(problem("seccomp_profile_path", why));
         }
         Ok(())
+    }
+
+    /// A release is named after its day. YAML takes eight digits without quotes for a number.
+    fn runsc_minimum_release(&self) -> Result<Option<Date>, ConfigError> {
+        let Some(value) = &self.runsc_minimum_release else {
+            return Ok(None);
+        };
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => String::new(),
+        };
+        let date = Date::strptime("%Y%m%d", &text).map_err(|_invalid| {
+            let why = "is no release: give the day that it is named after, such as `20260817`";
+            problem("runsc_minimum_release", why)
+        })?;
+        Ok(Some(date))
     }
 
     fn maxima(&self) -> Result<Maxima, ConfigError> {
@@ -381,6 +411,23 @@ mod tests {
             (limits.stdout_bytes, limits.processes, limits.tmp_bytes),
             (2048, 20, 20 << 20)
         );
+    }
+
+    #[test]
+    fn the_oldest_release_is_a_day_with_and_without_quotes() {
+        let day = jiff::civil::date(2026, 8, 17);
+        for text in ["20260817", "'20260817'"] {
+            let config = parse(&format!("runsc_minimum_release: {text}")).unwrap();
+            assert_eq!(config.runsc_minimum_release, Some(day), "{text}");
+        }
+        assert_eq!(parse("").unwrap().runsc_minimum_release, None);
+        for text in ["20261317", "release-20260817.0", "2026", "[]", "true"] {
+            let error = parse(&format!("runsc_minimum_release: {text}")).unwrap_err();
+            assert!(
+                error.starts_with("`runsc_minimum_release` is no release"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

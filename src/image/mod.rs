@@ -316,10 +316,29 @@ impl Images {
     /// # Errors
     /// [`ImageError::List`].
     pub fn sweep(&self) -> Result<(), ImageError> {
-        let images = self.state_dir.join("images");
-        [images, self.blobs(), self.trees()]
+        self.workplaces()
             .iter()
             .try_for_each(|directory| place::sweep(directory))
             .map_err(|source| ImageError::List { source })
+    }
+
+    /// What [`Images::sweep`] would remove, and what is in the making now.
+    ///
+    /// # Errors
+    /// [`ImageError::List`].
+    pub fn unfinished(&self) -> Result<Vec<PathBuf>, ImageError> {
+        let found = self
+            .workplaces()
+            .map(|directory| place::unfinished(&directory));
+        let found: Result<Vec<_>, _> = found.into_iter().collect();
+        found
+            .map(|paths| paths.concat())
+            .map_err(|source| ImageError::List { source })
+    }
+
+    /// Where things are made.
+    fn workplaces(&self) -> [PathBuf; 3] {
+        let images = self.state_dir.join("images");
+        [images, self.blobs(), self.trees()]
     }
 }

@@ -102,9 +102,12 @@ pub fn parse_bytes(text: &str) -> Result<u64, LimitError> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(unit));
-    bytes
-        .map(|bytes| bytes - bytes % PAGE_BYTES)
-        .ok_or_else(not_a_size)
+    bytes.map(whole_pages).ok_or_else(not_a_size)
+}
+
+/// The number of bytes, rounded down to whole pages.
+pub(super) fn whole_pages(bytes: u64) -> u64 {
+    bytes - bytes % PAGE_BYTES
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 const MAX_MESSAGE: usize = 4096;
 
 /// Everything that one run of a job left, with the program's bytes still raw.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outcome {
     /// Name of the sandbox, and of the execution.
     pub id: String,
@@ -72,7 +72,7 @@ impl Captured {
     }
 
     /// As text: invalid UTF-8 replaced, a character cut at the limit left out.
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut bytes = self.bytes.as_slice();
         if self.truncated()
             && let Err(error) = std::str::from_utf8(bytes)

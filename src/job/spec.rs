@@ -1,6 +1,6 @@
 //! Checking what is asked for. Nothing below this module checks again.
 
-use super::limits::{Limits, MIN_MEMORY_BYTES};
+use super::limits::{Limits, MIN_MEMORY_BYTES, whole_pages};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
@@ -134,7 +134,7 @@ impl JobSpec {
         problems.check_files(&request.files);
         problems.check_environment(&request.environment);
         let mut limits = maxima.defaults.clone();
-        limits.memory_bytes = request.memory_bytes.unwrap_or(limits.memory_bytes);
+        limits.memory_bytes = whole_pages(request.memory_bytes.unwrap_or(limits.memory_bytes));
         limits.millicpus = request.millicpus.unwrap_or(limits.millicpus);
         limits.execution = request.timeout.unwrap_or(limits.execution);
         limits.startup = request.startup_timeout.unwrap_or(limits.startup);
@@ -406,6 +406,14 @@ mod tests {
         let mut deep = request("print(1)");
         deep.input = Some("[".repeat(200) + &"]".repeat(200));
         assert!(refused(deep).contains("recursion limit"));
+    }
+
+    #[test]
+    fn memory_is_rounded_down_to_whole_pages_as_the_kernel_has_them() {
+        let mut odd = request("print(1)");
+        odd.memory_bytes = Some(100_000_001);
+        let job = JobSpec::check(odd, &Maxima::default()).unwrap();
+        assert_eq!(job.limits.memory_bytes, 99_999_744);
     }
 
     #[test]

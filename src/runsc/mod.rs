@@ -5,6 +5,7 @@
 
 mod flags;
 pub mod provision;
+pub mod release;
 
 use crate::sys::process;
 use std::fs::File;

@@ -18,14 +18,16 @@ mod guest;
 mod probe;
 mod record;
 mod runtime;
+mod selftest;
 mod spool;
 mod start;
 mod step;
 mod sweep;
 
 pub use attend::Event;
-pub use probe::{ProbeError, probe, try_out};
+pub use probe::{ProbeError, probe};
 pub use runtime::Runtime;
+pub use selftest::{SelfTestError, SelfTests};
 pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
@@ -134,17 +136,29 @@ impl Sandboxes {
     /// When any control could not be applied to a sandbox later on, or the state directory cannot be
     /// read.
     pub fn prepare(state_dir: &Path, runtime: impl Into<Runtime>) -> Result<Self, SandboxError> {
+        let mut prepared = Self::prepare_without_sweep(state_dir, runtime)?;
+        prepared.swept = Arc::new(sweep::sweep_with(state_dir, &prepared.hierarchies)?);
+        Ok(prepared)
+    }
+
+    /// Like [`Sandboxes::prepare`], but leaves what killed processes have left where it is.
+    ///
+    /// # Errors
+    /// When any control could not be applied to a sandbox later on.
+    pub fn prepare_without_sweep(
+        state_dir: &Path,
+        runtime: impl Into<Runtime>,
+    ) -> Result<Self, SandboxError> {
         let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
         let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
         process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
-        let swept = Arc::new(sweep::sweep_with(state_dir, &hierarchies)?);
         Ok(Self {
             records: record::records(state_dir),
             spools: record::spools(state_dir),
             hierarchies,
             seccomp,
             runtime: runtime.into(),
-            swept,
+            swept: Arc::default(),
             observer: Observer::default(),
         })
     }

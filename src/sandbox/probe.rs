@@ -28,9 +28,6 @@ pub enum ProbeError {
     Restore { why: String },
 }
 
-/// How long a checkpoint may take to be written. It takes 0.1 s.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Asks for a new user namespace, which gVisor grants to anybody unless the profile is in force.
 const REFUSED: &str = "
 import ctypes, errno, sys
@@ -42,35 +39,28 @@ sys.exit(0 if refused else 9)
 /// The exit code of [`REFUSED`] when the call was granted.
 const GRANTED: u8 = 9;
 
-/// Runs a program with an EROFS root under the seccomp profile, and no more than that.
-///
-/// # Errors
-/// [`ProbeError`] names what is missing.
-pub async fn try_out(
-    runtime: impl Into<Runtime>,
-    image: &Path,
-    state_dir: &Path,
-) -> Result<(), ProbeError> {
-    let sandboxes = Sandboxes::prepare(state_dir, runtime).map_err(ProbeError::Sandbox)?;
-    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
-    let job = job()?;
-    run(&sandboxes, &order(image, &job, spool.path())).await
-}
-
-/// Runs a program as [`try_out`] does, writes a checkpoint of a sandbox that waits for its job, and
-/// runs a job in its restored copy.
+/// Runs a program with an EROFS root under the seccomp profile; with gVisor also writes a checkpoint of
+/// a sandbox that waits for its job, and runs a job in its restored copy. To write the checkpoint, which
+/// takes 0.1 s, runsc has `patience`; the thread waits meanwhile.
 ///
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
-pub async fn probe(runsc: &Runsc, image: &Path, state_dir: &Path) -> Result<(), ProbeError> {
-    let sandboxes = Sandboxes::prepare(state_dir, runsc.clone()).map_err(ProbeError::Sandbox)?;
+pub async fn probe(
+    sandboxes: &Sandboxes,
+    image: &Path,
+    patience: Duration,
+) -> Result<(), ProbeError> {
     let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
     let job = job()?;
     let order = order(image, &job, spool.path());
-    run(&sandboxes, &order).await?;
+    run(sandboxes, &order).await?;
+    // Of a container none is ever made.
+    let Runtime::Gvisor(runsc) = &sandboxes.runtime else {
+        return Ok(());
+    };
     let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(runsc, &sandboxes, &order, &checkpoint).await?;
-    restore(runsc, &sandboxes, &order, &checkpoint).await
+    write_checkpoint(runsc, sandboxes, &order, &checkpoint, patience).await?;
+    restore(runsc, sandboxes, &order, &checkpoint).await
 }
 
 fn job() -> Result<JobSpec, ProbeError> {
@@ -108,11 +98,12 @@ async fn write_checkpoint(
     sandboxes: &Sandboxes,
     order: &Order<'_>,
     to: &Path,
+    patience: Duration,
 ) -> Result<(), ProbeError> {
     let mut sandbox = start(sandboxes, order)?;
     let ready = attend::await_ready(&mut sandbox).await;
     let mut command = runsc.checkpoint(&sandbox.places(), to, sandbox.id());
-    let written = process::run_within(&mut command, PATIENCE);
+    let written = process::run_within(&mut command, patience);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
     written

@@ -8,7 +8,7 @@ use super::{Runtime, SandboxError, Sandboxes, TeardownError, confinement, specif
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
-use crate::sys::cgroup::{Expedited, LeafLimits};
+use crate::sys::cgroup::{Expedited, LeafLimits, Outside};
 use crate::sys::{mount, process};
 use std::io;
 use std::path::Path;
@@ -178,6 +178,11 @@ impl Sandbox {
     /// Applies the CPU quota, which does not hold during start-up.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.limit_cpu(millicpus)
+    }
+
+    /// Its cgroup, for whoever watches from outside.
+    pub(super) fn outside(&self) -> Outside {
+        self.record.leaf.outside()
     }
 
     /// How many processes the kernel has killed because the memory limit was reached.

@@ -78,7 +78,7 @@ pub fn orphans(state_dir: &Path) -> Result<Vec<String>, SandboxError> {
 /// When the hierarchies cannot be read.
 pub fn strangers(state_dir: &Path) -> Result<Vec<String>, SandboxError> {
     let records = records(state_dir);
-    let unknown = |name: &String| records.names(name) && !records.has(name);
+    let unknown = |name: &String| records.is_name(name) && !records.has(name);
     let first: Vec<_> = cgroup::leaves()
         .map_err(SandboxError::Cgroup)?
         .into_iter()

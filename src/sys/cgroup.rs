@@ -99,10 +99,79 @@ impl CgroupError {
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
+/// The version of a cgroup hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+pub enum Version {
+    /// One hierarchy for each controller, or for some.
     V1,
+    /// One hierarchy for all of them.
     V2,
+}
+
+/// A hierarchy as it is mounted on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Its version.
+    pub version: Version,
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// The controllers that it offers; none in one that only names groups.
+    pub controllers: Vec<String>,
+}
+
+/// The hierarchies that are mounted, in the order of the mounts. Makes and changes nothing.
+///
+/// # Errors
+/// Those of reading what is mounted, and what version 2 offers.
+pub fn mounted() -> Result<Vec<Mounted>> {
+    let known = read(Path::new("/proc/cgroups"))?;
+    let is_controller = |name: &String| {
+        let mut names = known
+            .lines()
+            .filter_map(|line| line.split_whitespace().next());
+        names.any(|other| other == name)
+    };
+    let describe = |hierarchy: Hierarchy| {
+        let controllers = match hierarchy.version {
+            // Other options of the mount stand beside them.
+            Version::V1 => hierarchy
+                .controllers
+                .into_iter()
+                .filter(is_controller)
+                .collect(),
+            Version::V2 => read(&hierarchy.mount.join("cgroup.controllers"))?
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+        };
+        Ok(Mounted {
+            version: hierarchy.version,
+            path: hierarchy.mount,
+            controllers,
+        })
+    };
+    hierarchies()?.into_iter().map(describe).collect()
+}
+
+/// What [`Hierarchies::prepare`] would miss in these.
+pub fn missing(mounted: &[Mounted]) -> Vec<&'static str> {
+    let with = |name: &str| {
+        let has = |one: &&Mounted| one.controllers.iter().any(|other| other == name);
+        mounted.iter().find(has)
+    };
+    let any_v2 = mounted.iter().any(|one| one.version == Version::V2);
+    let cpu_v2 = with("cpu").is_some_and(|one| one.version == Version::V2);
+    // Version 2 counts CPU time with `cpu`, and freezes without any controller.
+    let needed = [
+        ("memory", true),
+        ("pids", true),
+        ("cpu", true),
+        ("cpuacct", !cpu_v2),
+        ("freezer", !any_v2),
+    ];
+    let absent =
+        |(name, needed): (&'static str, bool)| (needed && with(name).is_none()).then_some(name);
+    needed.into_iter().filter_map(absent).collect()
 }
 
 /// One mounted hierarchy, and the directory in it that belongs to us.
@@ -157,10 +226,12 @@ impl Hierarchies {
     /// [`CgroupError::NoController`] when memory, pids or cpu limits, CPU accounting or a freezer
     /// are not to be had: then nothing is run.
     pub fn prepare() -> Result<Self> {
-        let mut all = mounted()?;
-        for hierarchy in &mut all {
+        // Removed again on the way out if something is missing.
+        let mut parents = Parents(hierarchies()?);
+        for hierarchy in &mut parents.0 {
             hierarchy.prepare()?;
         }
+        let all = &parents.0;
         let find = |controller: &'static str| {
             all.iter()
                 .position(|hierarchy| hierarchy.controllers.iter().any(|name| name == controller))
@@ -178,7 +249,7 @@ impl Hierarchies {
         let (memory, pids) = (find("memory")?, find("pids")?);
         let own = own_procs(&all[freezer]);
         Ok(Self {
-            all: Arc::new(Parents(all)),
+            all: Arc::new(parents),
             memory,
             pids,
             cpu,
@@ -240,7 +311,7 @@ impl Hierarchies {
 /// Those of reading the hierarchies.
 pub fn leaves() -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
-    for hierarchy in mounted()? {
+    for hierarchy in hierarchies()? {
         let parent = hierarchy.parent();
         let entries = match fs::read_dir(&parent) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -254,15 +325,6 @@ pub fn leaves() -> Result<BTreeSet<String>> {
         }
     }
     Ok(names)
-}
-
-/// All that is mounted.
-fn mounted() -> Result<Vec<Hierarchy>> {
-    let mountinfo = Path::new("/proc/self/mountinfo");
-    let mounts = fs::read_to_string(mountinfo).map_err(CgroupError::file("read", mountinfo))?;
-    let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
-    all.dedup();
-    Ok(all)
 }
 
 impl Hierarchy {
@@ -391,6 +453,14 @@ impl Drop for Expedited {
     }
 }
 
+/// What is mounted, each once.
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let mounts = read(Path::new("/proc/self/mountinfo"))?;
+    let mut all = mounts.lines().filter_map(parse_mount).collect::<Vec<_>>();
+    all.dedup();
+    Ok(all)
+}
+
 /// A line of mountinfo(5), if it is a cgroup mount.
 fn parse_mount(line: &str) -> Option<Hierarchy> {
     let (mount, file_system) = line.split_once(" - ")?;
@@ -419,6 +489,61 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The limits that the kernel holds for a leaf at this moment; `None` where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InForce {
+    /// Bytes of memory.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Thousandths of one CPU.
+    pub millicpus: Option<u64>,
+}
+
+/// A leaf as anybody on the host can see it, while somebody else owns it.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    directories: Vec<PathBuf>,
+    memory: PathBuf,
+    pids: PathBuf,
+    cpu: PathBuf,
+    cpu_version: Version,
+}
+
+impl Outside {
+    /// The processes inside, in any hierarchy.
+    ///
+    /// # Errors
+    /// Those of reading `cgroup.procs`.
+    pub fn processes(&self) -> Result<BTreeSet<i32>> {
+        processes_in(self.directories.iter().cloned())
+    }
+
+    /// Reads from the kernel what limits are in force.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn limits(&self) -> Result<InForce> {
+        let (quota, period) = match self.cpu_version {
+            Version::V1 => (
+                read(&self.cpu.join("cpu.cfs_quota_us"))?,
+                read(&self.cpu.join("cpu.cfs_period_us"))?,
+            ),
+            Version::V2 => {
+                let text = read(&self.cpu.join("cpu.max"))?;
+                let (quota, period) = text.split_once(' ').unwrap_or_default();
+                (quota.to_owned(), period.to_owned())
+            }
+        };
+        let share = |(quota, period): (u64, u64)| (quota * 1000).checked_div(period);
+        Ok(InForce {
+            memory_bytes: read(&self.memory)?.parse().ok(),
+            pids: read(&self.pids)?.parse().ok(),
+            millicpus: quota.parse().ok().zip(period.parse().ok()).and_then(share),
+        })
+    }
 }
 
 /// One sandbox's cgroup: a directory of the same name in every hierarchy.
@@ -473,6 +598,24 @@ impl Leaf {
         holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
     }
 
+    /// What others can see of it.
+    pub fn outside(&self) -> Outside {
+        let (memory, v2) = self.place(self.hierarchies.memory);
+        let limit = if v2 {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        let (cpu, _) = self.place(self.hierarchies.cpu);
+        Outside {
+            directories: self.directories().collect(),
+            memory: memory.join(limit),
+            pids: self.place(self.hierarchies.pids).0.join("pids.max"),
+            cpu,
+            cpu_version: self.hierarchies.all.0[self.hierarchies.cpu].version,
+        }
+    }
+
     /// How many processes the kernel killed because the memory limit was reached.
     ///
     /// # Errors
@@ -525,12 +668,7 @@ impl Leaf {
     /// # Errors
     /// Those of reading `cgroup.procs`.
     pub fn processes(&self) -> Result<BTreeSet<i32>> {
-        let mut pids = BTreeSet::new();
-        for directory in self.directories() {
-            let procs = read(&directory.join("cgroup.procs"))?;
-            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
-        }
-        Ok(pids)
+        processes_in(self.directories())
     }
 
     /// Kills everything inside and proves it: returns once `cgroup.procs` is empty everywhere.
@@ -749,6 +887,15 @@ impl Drop for Leaf {
     }
 }
 
+fn processes_in(directories: impl IntoIterator<Item = PathBuf>) -> Result<BTreeSet<i32>> {
+    let mut pids = BTreeSet::new();
+    for directory in directories {
+        let procs = read(&directory.join("cgroup.procs"))?;
+        pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    Ok(pids)
+}
+
 /// Waits a moment for the freezer; processes that it cannot stop are killed on the run.
 fn await_frozen(directory: &Path, v2: bool) {
     let deadline = Instant::now() + FREEZE_PATIENCE;
@@ -834,6 +981,23 @@ mod tests {
         );
         assert_eq!(parse_mount(v2).unwrap().version, Version::V2);
         assert_eq!(parse_mount("25 1 254:0 / / rw - ext4 /dev/vda rw"), None);
+    }
+
+    #[test]
+    fn what_is_missing_depends_on_the_version() {
+        let mounted = |version, names: &str| Mounted {
+            version,
+            path: PathBuf::new(),
+            controllers: names.split(' ').map(str::to_owned).collect(),
+        };
+        let v2 = mounted(Version::V2, "cpuset cpu io memory pids");
+        assert!(missing(std::slice::from_ref(&v2)).is_empty());
+        let named = mounted(Version::V2, "");
+        let v1 = ["cpu", "memory", "pids"].map(|name| mounted(Version::V1, name));
+        assert_eq!(missing(&v1), ["cpuacct", "freezer"]);
+        let hybrid = [&v1[..], std::slice::from_ref(&named)].concat();
+        assert_eq!(missing(&hybrid), ["cpuacct"], "version 2 freezes");
+        assert_eq!(missing(&[]).len(), 5);
     }
 
     #[test]

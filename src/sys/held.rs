@@ -53,7 +53,7 @@ impl Registry {
     }
 
     /// Whether a name is of the form of ours.
-    pub fn names(&self, name: &str) -> bool {
+    pub fn is_name(&self, name: &str) -> bool {
         let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         name.strip_prefix(self.prefix)
             .is_some_and(|digits| digits.len() == DIGITS && digits.bytes().all(digit))
@@ -119,7 +119,7 @@ impl Registry {
         for entry in listing.iter() {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy();
-            if self.names(&name) {
+            if self.is_name(&name) {
                 names.push(name.into_owned());
             }
         }
@@ -144,7 +144,7 @@ impl Registry {
 
     /// Whether there is such a directory.
     pub fn has(&self, name: &str) -> bool {
-        self.names(name) && self.parent.join(name).is_dir()
+        self.is_name(name) && self.parent.join(name).is_dir()
     }
 
     fn lock(
@@ -247,6 +247,9 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::{MetadataExt, symlink};
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    const PATIENCE: Duration = Duration::from_secs(50);
 
     fn registry(parent: &Path) -> Registry {
         Registry::at(parent.join("held"), "test-")
@@ -259,7 +262,7 @@ mod tests {
         assert_eq!(registry.list().unwrap(), Vec::<String>::new());
         let mut held = registry.create().unwrap();
         let name = held.name().to_owned();
-        assert!(registry.names(&name));
+        assert!(registry.is_name(&name));
         let mode = held.directory().metadata().unwrap().mode();
         assert_eq!(mode & 0o7777, 0o700);
         assert!(registry.claim(&name).unwrap().is_none());
@@ -326,6 +329,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_lock_counts_only_while_the_name_leads_to_what_was_locked() {
+        let base = tempfile::tempdir().unwrap();
+        let registry = registry(base.path());
+        let mut held = registry.create().unwrap();
+        held.abandon();
+        let (name, path) = (held.name().to_owned(), held.path().to_owned());
+        drop(held);
+        // Between opening and locking a sweep removes it; somebody else makes it anew.
+        let removed = |file: &File| {
+            fs::remove_dir(&path).unwrap();
+            file.try_lock()
+        };
+        assert!(registry.lock(&name, removed).unwrap().is_none());
+        fs::create_dir(&path).unwrap();
+        let replaced = |file: &File| {
+            fs::rename(&path, base.path().join("old")).unwrap();
+            fs::create_dir(&path).unwrap();
+            file.try_lock()
+        };
+        assert!(registry.lock(&name, replaced).unwrap().is_none());
+        assert!(registry.lock(&name, File::try_lock).unwrap().is_some());
+    }
+
     /// The moment between making and holding, met a thousand times.
     #[test]
     fn a_directory_that_is_just_being_made_is_never_lost_to_a_sweep() {
@@ -336,8 +363,9 @@ mod tests {
         std::thread::scope(|scope| {
             let sweeps = [(); 2].map(|()| {
                 scope.spawn(|| {
-                    let mut taken = 0;
-                    while !done.load(Ordering::Relaxed) {
+                    let (mut taken, begun) = (0, Instant::now());
+                    // Not for ever when the other side has failed.
+                    while !done.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
                         for name in registry.list().unwrap() {
                             if let Some(mut abandoned) = registry.claim(&name).unwrap() {
                                 abandoned.remove().unwrap();

@@ -7,6 +7,7 @@ pub mod apt;
 pub mod cgroup;
 pub mod digest;
 pub mod held;
+pub mod host;
 pub mod mount;
 pub mod place;
 pub mod privilege;

@@ -250,13 +250,22 @@ pub fn entries(directory: &Path) -> Result<Vec<PathBuf>, PlaceError> {
 /// # Errors
 /// [`PlaceError::Read`] or [`PlaceError::Remove`].
 pub fn sweep(directory: &Path) -> Result<(), PlaceError> {
-    for path in entries(directory)? {
+    unfinished(directory)?
+        .iter()
+        .try_for_each(|path| remove(path))
+}
+
+/// What in a directory is unfinished: in the making, or left by processes that were killed.
+///
+/// # Errors
+/// [`PlaceError::Read`].
+pub fn unfinished(directory: &Path) -> Result<Vec<PathBuf>, PlaceError> {
+    let mut paths = entries(directory)?;
+    paths.retain(|path| {
         let name = path.file_name().unwrap_or_default();
-        if name.as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
+        name.as_encoded_bytes().starts_with(PARTIAL.as_bytes())
+    });
+    Ok(paths)
 }
 
 /// Takes the lock that the file at `path` stands for, until the value is dropped.
@@ -266,6 +275,28 @@ pub fn sweep(directory: &Path) -> Result<(), PlaceError> {
 /// # Errors
 /// [`PlaceError::Create`] or [`PlaceError::Lock`].
 pub fn lock(path: &Path, wait: &mut dyn FnMut()) -> Result<File, PlaceError> {
+    let (file, taken) = try_to_lock(path)?;
+    if !taken {
+        wait();
+        file.lock().map_err(|source| PlaceError::Lock {
+            path: path.to_owned(),
+            source,
+        })?;
+    }
+    Ok(file)
+}
+
+/// Takes the lock as [`lock`] does, unless somebody else holds it.
+///
+/// # Errors
+/// [`PlaceError::Create`] or [`PlaceError::Lock`].
+pub fn try_lock(path: &Path) -> Result<Option<File>, PlaceError> {
+    let (file, taken) = try_to_lock(path)?;
+    Ok(taken.then_some(file))
+}
+
+/// Opens the lock's file, and takes the lock if nobody holds it.
+fn try_to_lock(path: &Path) -> Result<(File, bool), PlaceError> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = File::options()
         .write(true)
@@ -277,17 +308,14 @@ pub fn lock(path: &Path, wait: &mut dyn FnMut()) -> Result<File, PlaceError> {
             path: path.to_owned(),
             source,
         })?;
-    let failed = |source| PlaceError::Lock {
-        path: path.to_owned(),
-        source,
-    };
     match file.try_lock() {
-        Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => wait(),
-        Err(TryLockError::Error(source)) => return Err(failed(source)),
+        Ok(()) => Ok((file, true)),
+        Err(TryLockError::WouldBlock) => Ok((file, false)),
+        Err(TryLockError::Error(source)) => Err(PlaceError::Lock {
+            path: path.to_owned(),
+            source,
+        }),
     }
-    file.lock().map_err(failed)?;
-    Ok(file)
 }
 
 fn parent(path: &Path) -> &Path {

@@ -286,18 +286,31 @@ impl PidFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
     }
 
-    /// Kills the process (`pidfd_send_signal(2)`); one that is dead already is no error.
+    /// Kills the process; one that is dead already is no error.
     ///
     /// # Errors
     /// `EPERM` when the process is not ours to kill.
     pub fn kill(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Stops the process (SIGSTOP); one that is dead already is no error.
+    ///
+    /// # Errors
+    /// `EPERM` when the process is not ours to stop.
+    pub fn stop(&self) -> io::Result<()> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// `pidfd_send_signal(2)`.
+    fn signal(&self, number: libc::c_int) -> io::Result<()> {
         let no_info: *const libc::siginfo_t = std::ptr::null();
         // SAFETY: a null siginfo is allowed and means "as kill(2) would fill it".
         let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.0.as_raw_fd(),
-                libc::SIGKILL,
+                number,
                 no_info,
                 0,
             )

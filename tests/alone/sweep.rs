@@ -441,6 +441,26 @@ async fn two_sweeps_at_once_take_each_orphan_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
+async fn an_orphan_that_its_owner_has_frozen_is_thawed_and_killed() {
+    let _alone = alone().await;
+    let directory = directory();
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let (id, mut child) = plant(directory.path(), &hierarchies);
+    // The owner was killed in the middle of killing.
+    let frozen = cgroups_of(&id).iter().any(|cgroup| {
+        let (v1, v2) = (cgroup.join("freezer.state"), cgroup.join("cgroup.freeze"));
+        v1.exists() && fs::write(v1, "FROZEN").is_ok() || v2.exists() && fs::write(v2, "1").is_ok()
+    });
+    assert!(frozen);
+    let pid = child.id().unwrap();
+    start_and_assert_clean(directory.path(), &[id]);
+    assert!(!Path::new("/proc").join(pid.to_string()).exists());
+    // The sweep has buried it; there is no status to be had.
+    child.wait().await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
 async fn a_cgroup_that_is_half_there_is_removed_by_its_record() {
     let _alone = alone().await;
     let directory = directory();
@@ -572,6 +592,20 @@ async fn what_cannot_be_removed_is_named_stays_known_and_stops_no_start() {
     assert_gone(&id);
 }
 
+/// Waits until every parent of cgroups is gone, or holds those of others.
+fn await_parents() {
+    let idle = |parent: &PathBuf| {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        let leaves = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        parent.exists() && leaves.count() == 0
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while cgroup_parents().iter().any(idle) {
+        assert!(Instant::now() < deadline, "{:?}", cgroup_parents());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn tako_vm(arguments: &[&str]) -> Command {
     let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
     command
@@ -617,5 +651,24 @@ async fn a_command_killed_at_random_twenty_times_leaves_nothing_after_one_more()
     );
     println!("one more took {:?}", begun.elapsed());
     assert_clean(&state_dir(), &ids.into_iter().collect::<Vec<_>>());
+    await_parents();
     bury();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_command_warns_of_what_it_could_not_clear_away_and_runs() {
+    let _alone = alone().await;
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let (id, _child) = plant(&state_dir(), &hierarchies);
+    let below = cgroups_of(&id)[0].join("below");
+    fs::create_dir(&below).unwrap();
+    let ran = process::run(&mut tako_vm(&["-c", "print('fine')"]));
+    fs::remove_dir(&below).unwrap();
+    assert_eq!(sweep(&state_dir()).unwrap().removed, [id.as_str()]);
+    let printed = ran.unwrap();
+    assert_eq!(printed.stdout, "fine\n");
+    let warning = format!("warning: cannot clear away `{id}`, which a killed process has left");
+    assert!(printed.stderr.starts_with(&warning), "{}", printed.stderr);
+    assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
 }

@@ -625,6 +625,28 @@ fn a_reader_that_goes_away_ends_the_program() {
 
 const ESCAPES: &str = r"import os; os.write(1, b'\x1b[2Jgr\xc3\xbcn\x07\n')";
 
+/// More than a pipe holds and less than what waits inside the command, later than it would be waited
+/// for after a cancel.
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_reader_who_comes_late_gets_everything() {
+    let state = exclusive();
+    let mut child = command(&[
+        "-c",
+        "import os\nfor _ in range(3): os.write(1, b'x' * 65536)",
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    let mut bytes = Vec::new();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), 3 << 16);
+    assert!(child.wait().unwrap().success());
+    state.assert_nothing_is_left();
+}
+
 #[test]
 #[ignore = "needs root and runsc"]
 fn a_terminal_is_shown_what_a_pipe_is_given() {

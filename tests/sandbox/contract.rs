@@ -1,11 +1,13 @@
 //! What a program finds, may do, and leaves: the program contract.
 
-use crate::host::{Company, Host, Part, container, job, request};
+use crate::host::{Host, Part, Sandbox, container, job, request};
 use serde_json::json;
 use std::time::Duration;
 use tako_vm::job::{InputFile, JobRequest, Phase, Termination};
 use tako_vm::runc::Kind;
-use tokio::sync::mpsc;
+
+/// Prints at once, and lives for as long as it is looked at.
+const WAITS: &str = "import time; print('up', flush=True); time.sleep(1)";
 
 /// A function that tells why something failed, or that it did not.
 const ATTEMPT: &str = "
@@ -492,19 +494,14 @@ time.sleep(1)
     });
     job.limits.processes = 7;
     let host = Host::new();
-    let (sender, mut events) = mpsc::channel(16);
-    let company = Company {
-        events: Some(sender),
-        ..Company::default()
-    };
-    let (ran, sandbox) = tokio::join!(host.run_with(&job, company), async {
-        let sandbox = host.running(&mut events).await;
+    let look = |sandbox: Sandbox| {
         let read = |names: [&str; 2]| names.map(|name| sandbox.cgroup_files(name)).concat();
         let memory = read(["memory.limit_in_bytes", "memory.max"]);
         let cpu = read(["cpu.cfs_quota_us", "cpu.max"]);
         assert!(sandbox.parts(Part::Sentry).len() == 1);
         (memory, cpu, sandbox.cgroup_files("pids.max"))
-    });
+    };
+    let (ran, (memory, cpu, pids)) = host.watch(&job, look).await;
     let limit: u64 = 200 << 20;
     let mut found = ran.json();
     if container().is_some() {
@@ -516,7 +513,6 @@ time.sleep(1)
         "file": [100 << 20, 100 << 20], "core": [0, 0],
     });
     assert_eq!(found, expected);
-    let (memory, cpu, pids) = sandbox;
     assert_eq!(memory, [limit.to_string()]);
     assert!(cpu == ["50000"] || cpu == ["50000 100000"], "{cpu:?}");
     assert_eq!(pids, [job.limits.host_processes().to_string()]);
@@ -526,14 +522,7 @@ time.sleep(1)
 #[ignore = "needs root and runsc"]
 async fn a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewhere() {
     let host = Host::new();
-    let (sender, mut events) = mpsc::channel(16);
-    let company = Company {
-        events: Some(sender),
-        ..Company::default()
-    };
-    let job = job("import time; print('up', flush=True); time.sleep(1)");
-    let (_, ()) = tokio::join!(host.run_with(&job, company), async {
-        let sandbox = host.running(&mut events).await;
+    let look = |sandbox: Sandbox| {
         let everywhere = sandbox.cgroup_files("cgroup.procs");
         assert_eq!(everywhere.len(), crate::host::cgroup_parents().len());
         for pids in &everywhere {
@@ -542,7 +531,8 @@ async fn a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewh
         for part in [Part::Runsc, Part::Sentry, Part::Stub] {
             sandbox.parts(part);
         }
-    });
+    };
+    host.watch(&job(WAITS), look).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -171,6 +171,22 @@ impl Host {
         names_in(&self.directory().join("sandboxes"))
     }
 
+    /// Runs a job, and looks at its sandbox once the program has printed something.
+    pub(crate) async fn watch<T>(
+        &self,
+        job: &JobSpec,
+        look: impl FnOnce(Sandbox) -> T,
+    ) -> (Ran, T) {
+        let (sender, mut events) = mpsc::channel(16);
+        let company = Company {
+            events: Some(sender),
+            ..Company::default()
+        };
+        tokio::join!(self.run_with(job, company), async {
+            look(self.running(&mut events).await)
+        })
+    }
+
     /// Waits until the one job of this host has printed something, and returns its sandbox.
     pub(crate) async fn running(&self, events: &mut mpsc::Receiver<Event>) -> Sandbox {
         events.recv().await.expect("the program prints something");

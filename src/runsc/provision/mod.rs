@@ -13,9 +13,11 @@
 pub mod package;
 mod set;
 
+use crate::runsc::release;
 use crate::sys::digest::{Digest, DigestError};
 use crate::sys::place::{self, PlaceError};
 use crate::sys::process::{self, ProcessError};
+use jiff::civil::Date;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::io;
@@ -37,6 +39,9 @@ const COMPLAINTS: [(&str, &str); 2] = [
 
 /// How long a runsc may take to answer what it is. It takes 20 ms.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How to get a current release. Debian's archive carries that of 2024.
+pub const CURRENT_RELEASE: &str = "download and check `gvisor.tar.bz2` as <https://gvisor.dev/docs/user_guide/install/#install-latest> says, then `tako-vm setup --runsc gvisor.tar.bz2`";
 
 /// Why there is no runsc to use.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +83,15 @@ pub enum ProvisionError {
         version: String,
         lacks: &'static str,
     },
+    #[error(
+        "{origin} is release {version}, and `runsc_minimum_release` of the configuration asks for {} or newer",
+        minimum.strftime("%Y%m%d")
+    )]
+    BelowMinimum {
+        origin: String,
+        version: String,
+        minimum: Date,
+    },
     #[error("{origin} (release {version}) does not accept the flags that Tako VM needs")]
     Flags {
         origin: String,
@@ -95,6 +109,7 @@ impl ProvisionError {
             Self::TooOld { .. } | Self::Flags { .. } | Self::Start { .. } => Some(
                 "without `--runsc`, `tako-vm setup` fetches the package of Debian 13, which is recent enough; or give it a current release of gVisor with `--runsc`",
             ),
+            Self::BelowMinimum { .. } => Some(CURRENT_RELEASE),
             Self::NoRunsc { .. } => Some(
                 "a release of gVisor holds `runsc` and the directory `gvisor-bin` side by side",
             ),
@@ -113,6 +128,30 @@ pub struct Installed {
     pub identity: String,
     /// What the binary calls its release.
     pub version: String,
+}
+
+impl Installed {
+    /// Checks that it is at least as new as the configuration asks for. A release that does not say its
+    /// day is not.
+    ///
+    /// # Errors
+    /// [`ProvisionError::BelowMinimum`].
+    pub fn require(&self, minimum: Option<Date>) -> Result<(), ProvisionError> {
+        require("the installed runsc", &self.version, minimum)
+    }
+}
+
+fn require(origin: &str, version: &str, minimum: Option<Date>) -> Result<(), ProvisionError> {
+    match minimum {
+        Some(minimum) if release::day(version).is_none_or(|day| day < minimum) => {
+            Err(ProvisionError::BelowMinimum {
+                origin: origin.to_owned(),
+                version: version.to_owned(),
+                minimum,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What `current.json` says.
@@ -277,6 +316,14 @@ impl Candidate {
         &self.origin
     }
 
+    /// Checks what [`Installed::require`] will check.
+    ///
+    /// # Errors
+    /// [`ProvisionError::BelowMinimum`].
+    pub fn require(&self, minimum: Option<Date>) -> Result<(), ProvisionError> {
+        require(&self.origin, &self.version, minimum)
+    }
+
     /// Makes this the installed runsc, and removes others that were.
     ///
     /// # Errors
@@ -375,6 +422,14 @@ fn remove_others(state_dir: &Path, kept: Digest) -> Result<(), PlaceError> {
 /// [`ProvisionError::Place`].
 pub fn sweep(state_dir: &Path) -> Result<(), ProvisionError> {
     place::sweep(&home(state_dir)).map_err(|source| ProvisionError::Place { source })
+}
+
+/// What [`sweep`] would remove, and what is in the making now.
+///
+/// # Errors
+/// [`ProvisionError::Place`].
+pub fn unfinished(state_dir: &Path) -> Result<Vec<PathBuf>, ProvisionError> {
+    place::unfinished(&home(state_dir)).map_err(|source| ProvisionError::Place { source })
 }
 
 #[cfg(test)]
@@ -480,6 +535,22 @@ mod tests {
         assert!(error.to_string().ends_with(expected), "{error}");
         assert!(error.hint().unwrap().contains("Debian 13"));
         assert!(place::entries(&home(&state)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_older_release_than_the_minimum_and_one_without_a_day_are_refused() {
+        let minimum = Some(jiff::civil::date(2026, 8, 17));
+        for version in ["0.0~20240729.0", "release-20260810.0", "VERSION_MISSING"] {
+            let error = require("it", version, minimum).unwrap_err();
+            assert!(
+                error.to_string().contains("asks for 20260817 or newer"),
+                "{error}"
+            );
+            assert!(error.hint().unwrap().contains("--runsc"));
+            require("it", version, None).unwrap();
+        }
+        require("it", "release-20260817.0", minimum).unwrap();
+        require("it", "release-20260914.0", minimum).unwrap();
     }
 
     #[test]

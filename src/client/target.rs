@@ -1,6 +1,6 @@
 //! Writing collected files into a directory of the user's.
 
-use super::Failure;
+use super::Error;
 use crate::job::Artifact;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -11,37 +11,38 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// The directory, held open.
-pub(super) struct Target {
+pub(crate) struct Target {
     path: PathBuf,
     directory: OwnedFd,
 }
 
 impl Target {
     /// Opens the directory, making it first where it is missing.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        let opened = fs::create_dir_all(path).and_then(|()| File::open(path));
-        match opened {
-            Ok(directory) if directory.metadata().is_ok_and(|data| data.is_dir()) => Ok(Self {
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::MakeDirectory {
+            path: path.to_owned(),
+            source,
+        };
+        let directory = fs::create_dir_all(path)
+            .and_then(|()| File::open(path))
+            .map_err(failed)?;
+        if !directory.metadata().map_err(failed)?.is_dir() {
+            return Err(Error::NotADirectory {
                 path: path.to_owned(),
-                directory: directory.into(),
-            }),
-            Ok(_) => Err(Failure::wrong(format!(
-                "`{}` is not a directory",
-                path.display()
-            ))),
-            Err(error) => Err(Failure::wrong(format!(
-                "cannot make `{}`: {error}",
-                path.display()
-            ))),
+            });
         }
+        Ok(Self {
+            path: path.to_owned(),
+            directory: directory.into(),
+        })
     }
 
     /// Copies the files into it, each under its own name; files of the same names are replaced.
-    pub(super) fn take(&self, artifacts: &[Artifact]) -> Result<(), Failure> {
+    pub(super) fn take(&self, artifacts: &[Artifact]) -> Result<(), Error> {
         artifacts.iter().try_for_each(|artifact| {
-            self.copy(artifact).map_err(|error| {
-                let path = self.path.join(&artifact.name);
-                Failure::io(&format!("cannot write `{}`", path.display()), &error)
+            self.copy(artifact).map_err(|source| Error::Write {
+                path: self.path.join(&artifact.name),
+                source,
             })
         })
     }

@@ -1,0 +1,160 @@
+//! What the kernel says of this host: facts, and no verdict on them.
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// The version of the kernel, as far as its features follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KernelVersion {
+    /// The 6 of `6.1.0-44-cloud-amd64`.
+    pub major: u32,
+    /// The 1 of it.
+    pub minor: u32,
+}
+
+/// The version that a kernel's release begins with.
+pub fn kernel_version(release: &str) -> Option<KernelVersion> {
+    let digits = |text: &str| {
+        let end = text.find(|letter: char| !letter.is_ascii_digit());
+        text[..end.unwrap_or(text.len())].parse().ok()
+    };
+    let mut parts = release.split('.');
+    Some(KernelVersion {
+        major: digits(parts.next()?)?,
+        minor: digits(parts.next()?)?,
+    })
+}
+
+/// A setting of the kernel, below `/proc/sys` or `/sys`; `None` where this kernel has none of the name.
+///
+/// # Errors
+/// Those of reading; some are for root alone.
+pub fn setting(path: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file system, as seen from a directory in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that are free for users other than root.
+    pub free_bytes: u64,
+    /// Files that can still be made; `None` where the file system does not count them.
+    pub free_files: Option<u64>,
+    /// Nothing can be written.
+    pub read_only: bool,
+    /// Nothing can be executed.
+    pub no_exec: bool,
+}
+
+/// What is free around a directory (statvfs(3)).
+///
+/// # Errors
+/// Those of statvfs(3).
+pub fn space(directory: &Path) -> io::Result<Space> {
+    let found = statvfs(directory)?;
+    let flags = found.flags();
+    Ok(Space {
+        free_bytes: found
+            .blocks_available()
+            .saturating_mul(found.fragment_size()),
+        free_files: (found.files() > 0).then(|| found.files_available()),
+        read_only: flags.contains(FsFlags::ST_RDONLY),
+        no_exec: flags.contains(FsFlags::ST_NOEXEC),
+    })
+}
+
+/// The places that the kernel swaps to, and their sizes in bytes (`proc_swaps(5)`).
+///
+/// # Errors
+/// Those of reading `/proc/swaps`; a kernel without swapping has none, and then there are none.
+pub fn swaps() -> io::Result<Vec<(String, u64)>> {
+    Ok(parse_swaps(&setting("/proc/swaps")?.unwrap_or_default()))
+}
+
+fn parse_swaps(text: &str) -> Vec<(String, u64)> {
+    let place = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (name, size) = (fields.next()?, fields.nth(1)?);
+        Some((name.to_owned(), size.parse::<u64>().ok()? << 10))
+    };
+    text.lines().skip(1).filter_map(place).collect()
+}
+
+/// Whether somebody keeps the system's clock right (`adjtimex(2)`, `STA_UNSYNC`).
+///
+/// # Errors
+/// Those of adjtimex(2).
+pub fn clock_is_synchronised() -> io::Result<bool> {
+    // SAFETY: a `timex` is plain numbers, for which all zeroes is a value.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: adjtimex(2) writes one `timex`; with no mode set it changes nothing.
+    let answer = unsafe { libc::adjtimex(&raw mut state) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(answer != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0)
+}
+
+/// What protects this machine's processors from one another's programs, and what does not: the names
+/// of known weaknesses that the kernel calls vulnerable.
+///
+/// # Errors
+/// Those of reading `/sys/devices/system/cpu/vulnerabilities`.
+pub fn vulnerabilities() -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/sys/devices/system/cpu/vulnerabilities")? {
+        let entry = entry?;
+        if fs::read_to_string(entry.path())?.starts_with("Vulnerable") {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_all_sorts_begin_with_a_version() {
+        let version = |major, minor| Some(KernelVersion { major, minor });
+        assert_eq!(kernel_version("6.1.0-44-cloud-amd64"), version(6, 1));
+        assert_eq!(kernel_version("5.10-rc3"), version(5, 10));
+        assert_eq!(kernel_version("6.18.44"), version(6, 18));
+        assert!(version(5, 19) < version(6, 0) && version(5, 9) < version(5, 11));
+        for text in ["", "6", "six.one", "6.x"] {
+            assert_eq!(kernel_version(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn places_to_swap_to_are_found_with_their_sizes() {
+        let text = "Filename\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                    /dev/vdb2                               partition\t1048572\t\t0\t\t-2\n\
+                    /swap\\040file                          file\t\t2048\t\t0\t\t-3\n";
+        let expected = [
+            ("/dev/vdb2".to_owned(), 1_073_737_728),
+            ("/swap\\040file".to_owned(), 2 << 20),
+        ];
+        assert_eq!(parse_swaps(text), expected);
+        assert!(parse_swaps("Filename Type Size Used Priority\n").is_empty());
+        assert!(parse_swaps("").is_empty());
+    }
+
+    #[test]
+    fn this_host_answers() {
+        let release = setting("/proc/sys/kernel/osrelease").unwrap().unwrap();
+        assert!(kernel_version(&release).is_some(), "{release}");
+        assert_eq!(setting("/proc/sys/no/such/setting").unwrap(), None);
+        assert!(setting("/proc/sys/kernel/core_pattern").unwrap().is_some());
+        assert!(!space(Path::new("/proc/self")).unwrap().read_only);
+        clock_is_synchronised().unwrap();
+    }
+}
