@@ -12,9 +12,9 @@ TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
-# What only the tests need: file capabilities for an image that must not give any; a virtual machine
-# and its disk; to apply the patches of mutants, to compile libFuzzer.
-TEST_PACKAGES := libcap2-bin qemu-system-x86 e2fsprogs patch g++
+# What only the tests need: the runtimes of permissive mode; file capabilities for an image that must
+# not give any; a virtual machine and its disk; to apply the patches of mutants, to compile libFuzzer.
+TEST_PACKAGES := runc crun libcap2-bin qemu-system-x86 e2fsprogs patch g++
 # Seconds of fuzzing for each target.
 FUZZ_SECONDS ?= 20
 FUZZ_TARGETS := frame image result spec

@@ -4,7 +4,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use tako_guest::{Buffer, MAX_CHUNK, ToHost, encode};
-use tako_vm::bundle::{self, Profile, seccomp};
+use tako_vm::bundle::{self, Isolation, Profile, seccomp};
 use tako_vm::job::{JobRequest, JobSpec, Limits, Maxima};
 
 fn frames(criterion: &mut Criterion) {
@@ -32,7 +32,9 @@ fn frames(criterion: &mut Criterion) {
 
 fn specification(criterion: &mut Criterion) {
     let profile = Profile {
-        image: "/images/python.erofs".into(),
+        isolation: Isolation::Gvisor {
+            image: "/images/python.erofs".into(),
+        },
         init: tako_guest::INIT_PATH,
         cgroups_path: "/tako-vm/tako-0123".to_owned(),
         limits: Limits::default(),

@@ -35,6 +35,7 @@
 //! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
 //! - [`sandbox`]: one sandbox, from its bundle until nothing of it is left
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
+//! - [`runc`]: typed client of `runc` and `crun`, for permissive mode
 
 pub mod bundle;
 pub mod cli;
@@ -42,6 +43,7 @@ pub mod client;
 pub mod config;
 pub mod image;
 pub mod job;
+pub mod runc;
 pub mod runsc;
 pub mod sandbox;
 pub mod sys;

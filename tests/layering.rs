@@ -9,19 +9,23 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("job", &[]),
     ("sys", &[]),
-    ("config", &["job"]),
+    ("config", &["job", "runc"]),
     ("image", &["sys"]),
     ("runsc", &["sys"]),
+    ("runc", &["sys"]),
     ("bundle", &["job"]),
-    ("sandbox", &["job", "sys", "bundle", "runsc", "image"]),
+    (
+        "sandbox",
+        &["job", "sys", "bundle", "runsc", "runc", "image"],
+    ),
     (
         "client",
-        &["job", "sys", "config", "image", "runsc", "sandbox"],
+        &["job", "sys", "config", "image", "runsc", "runc", "sandbox"],
     ),
     (
         "cli",
         &[
-            "job", "sys", "config", "image", "runsc", "bundle", "sandbox", "client",
+            "job", "sys", "config", "image", "runsc", "runc", "bundle", "sandbox", "client",
         ],
     ),
 ];

@@ -395,6 +395,35 @@ fn an_exported_image_is_set_up_from_its_archive_and_then_is_up_to_date() {
 
 #[test]
 #[ignore = "needs root"]
+fn permissive_mode_needs_no_runsc_and_tries_its_runtime_out() {
+    let base = tempfile::tempdir().unwrap();
+    let (state, config) = (base.path().join("state"), base.path().join("config.yaml"));
+    fs::write(
+        &config,
+        "security_mode: permissive\ncontainer_runtime: runc\n",
+    )
+    .unwrap();
+    let config = ["--config", arg(&config)];
+    let from = ["--from", arg(&READY.archive), "--sha256", &READY.sha256];
+    let plan = setup(&state, &[&from[..], &config, &["--dry-run"]].concat());
+    assert_eq!(
+        text(&plan.stdout).lines().last(),
+        Some("would try out `runc`")
+    );
+    let output = setup(&state, &[&from[..], &config].concat());
+    assert!(output.status.success(), "{output:?}");
+    let last = "[4/4] runc: fit (permissive mode: weaker than gVisor)";
+    assert_eq!(text(&output.stdout).lines().last(), Some(last));
+    assert!(!state.join("runsc").exists());
+    let ran = tako(
+        &state,
+        &[&["run", "-c", "print(6 * 7)"], &config[..]].concat(),
+    );
+    assert_eq!(text(&ran.stdout), "42\n", "{ran:?}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn an_archive_with_another_digest_is_refused_with_both_and_nothing_is_left() {
     let base = tempfile::tempdir().unwrap();
     let state = base.path().join("state");

@@ -48,6 +48,7 @@ fn outcome(bytes: &[u8]) -> Outcome {
     let text = String::from_utf8_lossy(bytes).into_owned();
     Outcome {
         id: "tako-0".to_owned(),
+        runtime: "runsc",
         termination: Termination::Exited(1),
         exception: Some(Exception {
             classes: vec![text.clone()],

@@ -4,7 +4,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 use tako_guest::{MAX_FRAME, ToGuest, encode};
-use tako_vm::bundle::{self, Profile, seccomp};
+use tako_vm::bundle::{self, Isolation, Profile, seccomp};
 use tako_vm::job::{InputFile, JobRequest, JobSpec, Limits, Maxima};
 
 /// A request is refused with its reasons; or its job is within the maxima, can be sent as frames,
@@ -88,7 +88,9 @@ fn check_frames(job: &JobSpec) {
 
 fn specification(limits: &Limits) -> Value {
     static PROFILE: LazyLock<Profile> = LazyLock::new(|| Profile {
-        image: "/images/python.erofs".into(),
+        isolation: Isolation::Gvisor {
+            image: "/images/python.erofs".into(),
+        },
         init: tako_guest::INIT_PATH,
         cgroups_path: "/tako-vm/tako-0".to_owned(),
         limits: Limits::default(),

@@ -1,4 +1,4 @@
-//! The OCI bundle of one sandbox: what runsc is told to build.
+//! The OCI bundle of one sandbox: what a runtime is told to build.
 //!
 //! The specification is a pure function of an image, a cgroup and limits. No byte of a caller can
 //! reach it: a job's code, input, names and environment travel to the guest as frames.
@@ -6,7 +6,7 @@
 pub mod seccomp;
 mod spec;
 
-pub use spec::{Profile, spec};
+pub use spec::{Isolation, Profile, spec};
 
 use oci_spec::runtime::Spec;
 use std::fs::{DirBuilder, OpenOptions};
@@ -26,8 +26,8 @@ pub enum BundleError {
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Writes `config.json` and the empty root directory that runsc asks for into `directory`, which
-/// exists and belongs to root alone.
+/// Writes `config.json` and the empty root directory that runsc asks for (a container has its root
+/// elsewhere) into `directory`, which exists and belongs to root alone.
 ///
 /// # Errors
 /// When one of them exists already or cannot be written.

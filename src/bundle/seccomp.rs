@@ -62,6 +62,22 @@ struct Rule {
     args: Vec<LinuxSeccompArg>,
 }
 
+/// The same profile as Linux itself is to enforce it: with errors instead of tracers.
+///
+/// runsc drops the number of an error, so the profile asks for a tracer where it wants ENOSYS. For
+/// Linux that is said outright: nobody who traces a container could then let such a call pass.
+pub(super) fn for_linux(mut seccomp: LinuxSeccomp) -> LinuxSeccomp {
+    let mut calls = seccomp.syscalls().clone().unwrap_or_default();
+    for call in &mut calls {
+        if call.action() == LinuxSeccompAction::ScmpActTrace {
+            call.set_action(LinuxSeccompAction::ScmpActErrno)
+                .set_errno_ret(Some(libc::ENOSYS.unsigned_abs()));
+        }
+    }
+    seccomp.set_syscalls(Some(calls));
+    seccomp
+}
+
 /// The shipped profile, checked and compiled once with libseccomp.
 ///
 /// # Errors
@@ -191,6 +207,22 @@ mod tests {
             profile.rules.len()
         );
         assert_eq!(seccomp.default_action(), LinuxSeccompAction::ScmpActErrno);
+    }
+
+    #[test]
+    fn for_linux_it_is_the_same_with_errors_instead_of_tracers() {
+        let shipped = load().unwrap();
+        let linux = for_linux(shipped.clone());
+        let rules = |seccomp: &LinuxSeccomp| seccomp.syscalls().clone().unwrap();
+        let changed: Vec<_> = rules(&linux)
+            .into_iter()
+            .filter(|rule| !rules(&shipped).contains(rule))
+            .collect();
+        assert_eq!(rules(&linux).len(), rules(&shipped).len());
+        assert_eq!(changed.len(), 1);
+        assert_eq!(changed[0].names(), &["clone3"]);
+        assert_eq!(changed[0].action(), LinuxSeccompAction::ScmpActErrno);
+        assert_eq!(changed[0].errno_ret(), Some(38));
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The runtime specification (`config.json`), as the OCI runtime spec 1.0.2 defines it.
 
-use super::BundleError;
+use super::{BundleError, seccomp};
 use crate::job::Limits;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxSeccomp, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capability, Linux, LinuxBuilder, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxIdMapping,
+    LinuxIdMappingBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, Mount,
+    MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
-/// The bundle's root directory: empty, since the root file system is an EROFS image.
+/// The bundle's root directory: empty, since gVisor mounts the EROFS image itself.
 pub(super) const ROOT: &str = "rootfs";
 
 /// The host name inside; the image's `/etc/hosts` knows it.
@@ -29,11 +30,39 @@ const SHM_BYTES: u64 = 64 << 20;
 /// Size of `/run`, which holds init's FIFO and nothing else.
 const RUN_BYTES: u64 = 1 << 20;
 
+/// Size of a container's `/dev`: a handful of entries.
+const DEV_BYTES: u64 = 64 << 10;
+
+/// The uids and gids of a container: init's, and the program's. Nobody else is known inside.
+const IDS: [u32; 2] = [0, 1000];
+
+/// What of `/proc` a container may not read: runc's own list, `/sys` aside, which is empty.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+];
+
+/// What of `/proc` a container may not change: runc's own list.
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
 /// What one sandbox is made of. Nothing here comes from a caller.
 #[derive(Debug, Clone)]
 pub struct Profile {
-    /// The EROFS file with the root file system.
-    pub image: PathBuf,
+    /// What isolates it from the host, and where its root file system is.
+    pub isolation: Isolation,
     /// `tako-init` inside it.
     pub init: &'static str,
     /// The cgroup leaf, made and limited already.
@@ -42,6 +71,23 @@ pub struct Profile {
     pub limits: Limits,
     /// The system calls that the guest may make.
     pub seccomp: LinuxSeccomp,
+}
+
+/// What stands between a program and the host.
+#[derive(Debug, Clone)]
+pub enum Isolation {
+    /// gVisor, a kernel of its own.
+    Gvisor {
+        /// The EROFS file with the root file system.
+        image: PathBuf,
+    },
+    /// A container: namespaces of the host's kernel.
+    Container {
+        /// Where the root file system is mounted.
+        root: PathBuf,
+        /// The host's uid and gid that is 0 inside; another id lies as far above it.
+        first_id: u32,
+    },
 }
 
 /// The specification of a sandbox.
@@ -53,52 +99,83 @@ pub fn spec(profile: &Profile) -> Result<Spec, BundleError> {
 }
 
 fn build(profile: &Profile) -> Result<Spec, OciSpecError> {
-    let namespaces = [
+    let root = match &profile.isolation {
+        Isolation::Gvisor { .. } => ROOT.into(),
+        Isolation::Container { root, .. } => root.clone(),
+    };
+    let mut spec = SpecBuilder::default()
+        .version("1.0.2")
+        .root(RootBuilder::default().path(root).readonly(true).build()?)
+        .hostname(HOSTNAME)
+        .process(process(profile)?)
+        .mounts(mounts(profile)?)
+        .annotations(annotations(&profile.isolation))
+        .build()?;
+    // The builder fills in a default where nothing is given; ours is given in full.
+    spec.set_linux(Some(linux(profile)?));
+    Ok(spec)
+}
+
+fn linux(profile: &Profile) -> Result<Linux, OciSpecError> {
+    let mut kinds = vec![
         LinuxNamespaceType::Pid,
         LinuxNamespaceType::Network,
         LinuxNamespaceType::Ipc,
         LinuxNamespaceType::Uts,
         LinuxNamespaceType::Mount,
     ];
-    let namespaces = namespaces
+    let isolation = &profile.isolation;
+    if let Isolation::Container { .. } = isolation {
+        kinds.extend([LinuxNamespaceType::Cgroup, LinuxNamespaceType::User]);
+    }
+    let namespaces = kinds
         .into_iter()
         .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build());
-    // No `resources`: the leaf carries the limits, and runsc is not to touch them.
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .cgroups_path(&profile.cgroups_path)
         .namespaces(namespaces.collect::<Result<Vec<_>, _>>()?)
-        .seccomp(profile.seccomp.clone())
         .build()?;
-    let mut spec = SpecBuilder::default()
-        .version("1.0.2")
-        .root(RootBuilder::default().path(ROOT).readonly(true).build()?)
-        .hostname(HOSTNAME)
-        .process(process(profile)?)
-        .mounts(mounts(&profile.limits)?)
-        .annotations(annotations(profile))
-        .build()?;
-    // The builder fills in a default where nothing is given; ours is given in full.
-    spec.set_linux(Some(clear_resources(linux)));
-    Ok(spec)
-}
-
-fn clear_resources(mut linux: oci_spec::runtime::Linux) -> oci_spec::runtime::Linux {
+    // No `resources`: the leaf carries the limits, and no runtime is to touch them.
     linux
         .set_resources(None)
         .set_masked_paths(None)
         .set_readonly_paths(None);
-    linux
+    match *isolation {
+        Isolation::Gvisor { .. } => linux.set_seccomp(Some(profile.seccomp.clone())),
+        Isolation::Container { first_id, .. } => linux
+            .set_seccomp(Some(seccomp::for_linux(profile.seccomp.clone())))
+            .set_uid_mappings(Some(id_mappings(first_id)?))
+            .set_gid_mappings(Some(id_mappings(first_id)?))
+            .set_masked_paths(Some(MASKED.map(str::to_owned).to_vec()))
+            .set_readonly_paths(Some(READ_ONLY.map(str::to_owned).to_vec())),
+    };
+    Ok(linux)
+}
+
+/// Root of the container is nobody on the host, and so is its program.
+fn id_mappings(first: u32) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
+    let one = |id: u32| {
+        LinuxIdMappingBuilder::default()
+            .container_id(id)
+            .host_id(first + id)
+            .size(1u32)
+            .build()
+    };
+    IDS.into_iter().map(one).collect()
 }
 
 /// gVisor's own way to mount an EROFS image as root; without an overlay annotation it is read-only.
-fn annotations(profile: &Profile) -> HashMap<String, String> {
-    HashMap::from([
-        (
-            "dev.gvisor.spec.rootfs.source".to_owned(),
-            profile.image.display().to_string(),
-        ),
-        ("dev.gvisor.spec.rootfs.type".to_owned(), "erofs".to_owned()),
-    ])
+fn annotations(isolation: &Isolation) -> HashMap<String, String> {
+    match isolation {
+        Isolation::Gvisor { image } => HashMap::from([
+            (
+                "dev.gvisor.spec.rootfs.source".to_owned(),
+                image.display().to_string(),
+            ),
+            ("dev.gvisor.spec.rootfs.type".to_owned(), "erofs".to_owned()),
+        ]),
+        Isolation::Container { .. } => HashMap::new(),
+    }
 }
 
 fn process(profile: &Profile) -> Result<Process, OciSpecError> {
@@ -143,7 +220,8 @@ fn rlimits(limits: &Limits) -> Result<Vec<PosixRlimit>, OciSpecError> {
     all.into_iter().map(build).collect()
 }
 
-fn mounts(limits: &Limits) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(profile: &Profile) -> Result<Vec<Mount>, OciSpecError> {
+    let limits = &profile.limits;
     // Some room above what will be collected: block rounding, and files that are then skipped.
     let output = limits.artifacts_total_bytes + limits.artifacts_total_bytes / 10;
     let mut mounts = vec![
@@ -154,6 +232,10 @@ fn mounts(limits: &Limits) -> Result<Vec<Mount>, OciSpecError> {
             .options(["nosuid", "nodev", "noexec"].map(str::to_owned))
             .build()?,
     ];
+    if let Isolation::Container { .. } = profile.isolation {
+        // gVisor has one of its own. Devices are bound here from the host's: no `nodev`.
+        mounts.push(tmpfs("/dev", &["nosuid", "noexec"], 0o755, DEV_BYTES)?);
+    }
     let all = [
         ("/dev/shm", 0o1777, SHM_BYTES),
         ("/run", 0o755, RUN_BYTES),
@@ -163,17 +245,15 @@ fn mounts(limits: &Limits) -> Result<Vec<Mount>, OciSpecError> {
         ("/tmp", 0o1777, limits.tmp_bytes),
     ];
     for (destination, mode, size) in all {
-        mounts.push(tmpfs(destination, mode, size)?);
+        let options = ["nosuid", "nodev", "noexec"];
+        mounts.push(tmpfs(destination, &options, mode, size)?);
     }
     Ok(mounts)
 }
 
-fn tmpfs(destination: &str, mode: u32, size: u64) -> Result<Mount, OciSpecError> {
+fn tmpfs(destination: &str, options: &[&str], mode: u32, size: u64) -> Result<Mount, OciSpecError> {
     let sizes = [format!("mode={mode:o}"), format!("size={size}")];
-    let options = ["nosuid", "nodev", "noexec"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(sizes);
+    let options = options.iter().map(ToString::to_string).chain(sizes);
     MountBuilder::default()
         .destination(destination)
         .typ("tmpfs")
@@ -189,7 +269,9 @@ mod tests {
 
     fn profile() -> Profile {
         Profile {
-            image: "/images/python.erofs".into(),
+            isolation: Isolation::Gvisor {
+                image: "/images/python.erofs".into(),
+            },
             init: "/usr/lib/tako-vm/tako-init",
             cgroups_path: "/tako-vm/tako-0123".to_owned(),
             limits: Limits::default(),
@@ -197,28 +279,38 @@ mod tests {
         }
     }
 
+    fn container() -> Profile {
+        Profile {
+            isolation: Isolation::Container {
+                root: "/sys/firmware".into(),
+                first_id: 1_900_000_000,
+            },
+            ..profile()
+        }
+    }
+
+    /// The specification for people to review, without the seccomp profile, which has tests of its own.
+    fn review(profile: &Profile) -> String {
+        let mut value = serde_json::to_value(spec(profile).unwrap()).unwrap();
+        let linux = value["linux"].as_object_mut().unwrap();
+        assert!(linux.remove("seccomp").is_some());
+        // oci-spec keeps capabilities in hash sets.
+        let sets = value["process"]["capabilities"].as_object_mut().unwrap();
+        for set in sets.values_mut() {
+            let set = set.as_array_mut().unwrap();
+            set.sort_by_key(serde_json::Value::to_string);
+        }
+        serde_json::to_string_pretty(&value).unwrap()
+    }
+
     #[test]
     fn the_specification_is_this_and_nothing_more() {
-        let mut value = serde_json::to_value(spec(&profile()).unwrap()).unwrap();
-        // The profile has tests of its own.
-        assert!(
-            value["linux"]
-                .as_object_mut()
-                .unwrap()
-                .remove("seccomp")
-                .is_some()
-        );
-        // oci-spec keeps capabilities in hash sets.
-        for set in value["process"]["capabilities"]
-            .as_object_mut()
-            .unwrap()
-            .values_mut()
-        {
-            set.as_array_mut()
-                .unwrap()
-                .sort_by_key(serde_json::Value::to_string);
-        }
-        insta::assert_snapshot!(serde_json::to_string_pretty(&value).unwrap());
+        insta::assert_snapshot!(review(&profile()));
+    }
+
+    #[test]
+    fn the_specification_of_a_container_is_this_and_nothing_more() {
+        insta::assert_snapshot!(review(&container()));
     }
 
     #[test]

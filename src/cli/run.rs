@@ -2,7 +2,7 @@
 
 use super::{Failure, output};
 use crate::client::{Execution, Sandbox, Target, Unparsed};
-use crate::config::{self, Config};
+use crate::config::{self, Config, SecurityMode};
 use crate::job::{InputFile, JobRequest, JobSpec, Termination, parse_bytes};
 use crate::sys::privilege;
 use std::fs::File;
@@ -107,6 +107,13 @@ pub(super) async fn run(
         hint: error.hint().map(str::to_owned),
         ..Failure::ours(&error)
     })?;
+    if let SecurityMode::Permissive(kind) = config.security_mode {
+        super::warn(&format!(
+            "permissive mode: the program runs in a `{}` container and shares the kernel of this host, \
+             which isolates it less than gVisor does",
+            kind.name()
+        ));
+    }
     for left in &sandbox.swept().left {
         super::warn(&super::one_line(left));
     }

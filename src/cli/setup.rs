@@ -5,15 +5,16 @@
 //! kill it goes on with what is missing.
 
 use super::{USER, one_line};
-use crate::config::Config;
+use crate::config::{Config, SecurityMode};
 use crate::image::archive::{self, ArchiveError, Origin};
 use crate::image::build::{self, BuildError};
 use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, Images, Manifest};
+use crate::runc::{self, Runc, RuncError};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
-use crate::sandbox::{self, Sandboxes};
+use crate::sandbox::{self, Runtime, Sandboxes};
 use crate::sys::account::{self, AccountError};
 use crate::sys::apt::{AptError, Sources};
 use crate::sys::digest::Digest;
@@ -77,6 +78,10 @@ pub(super) enum SetupError {
     Image { source: ImageError },
     #[error("cannot provide runsc")]
     Runsc { source: ProvisionError },
+    #[error("cannot use the container runtime")]
+    Container { source: RuncError },
+    #[error("`{name}` fails the feature probe: {why}")]
+    ProbeContainer { name: &'static str, why: String },
     #[error("{origin} (release {version}) fails the feature probe: {why}")]
     Probe {
         origin: String,
@@ -203,10 +208,9 @@ pub(super) fn state_directory_exists(path: &Path) -> Result<bool, SetupError> {
     }
 }
 
-/// Tries out a runsc that is about to be installed: which features it has, found by using them.
-fn probe(binary: &Path, image: &Image, state_dir: &Path) -> Result<(), String> {
-    detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
-    let sandboxes = Sandboxes::prepare(state_dir, Runsc::new(binary));
+/// Tries out a runtime that is about to be used: which features it has, found by using them.
+fn probe(runtime: impl Into<Runtime>, image: &Image, state_dir: &Path) -> Result<(), String> {
+    let sandboxes = Sandboxes::prepare(state_dir, runtime);
     let sandboxes = sandboxes.map_err(|error| format!("cannot probe: {}", one_line(&error)))?;
     let probing = sandbox::probe(&sandboxes, &image.path, PATIENCE);
     // Setup is blocking code inside the runtime that the sandbox needs.
@@ -224,6 +228,7 @@ enum ImageTask {
 
 struct Setup<'a> {
     arguments: &'a Arguments,
+    mode: SecurityMode,
     runsc: Option<&'a Path>,
     minimum: Option<Date>,
     state_dir: PathBuf,
@@ -239,6 +244,7 @@ impl<'a> Setup<'a> {
     ) -> Result<Self, SetupError> {
         Ok(Self {
             arguments,
+            mode: config.security_mode,
             runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
             minimum: config.runsc_minimum_release,
             images: Images::at(state_dir),
@@ -253,7 +259,10 @@ impl<'a> Setup<'a> {
         let _lock = lock(&self.state_dir)?;
         sweep(&self.state_dir)?;
         let image = self.provide_image()?;
-        self.provide_runsc(&image)
+        match self.mode {
+            SecurityMode::Strict => self.provide_runsc(&image),
+            SecurityMode::Permissive(kind) => self.try_out_container(kind, &image),
+        }
     }
 
     fn provide_user() -> Result<(), SetupError> {
@@ -403,14 +412,31 @@ impl<'a> Setup<'a> {
     }
 
     fn try_out(&self, candidate: &Candidate, image: &Image) -> Result<(), SetupError> {
+        detail("trying out runsc: a program under seccomp, a checkpoint, a restore");
         candidate
             .require(self.minimum)
             .map_err(|source| SetupError::Runsc { source })?;
-        probe(&candidate.binary(), image, &self.state_dir).map_err(|why| SetupError::Probe {
-            origin: candidate.origin().to_owned(),
-            version: candidate.version().to_owned(),
-            why,
+        probe(Runsc::new(candidate.binary()), image, &self.state_dir).map_err(|why| {
+            SetupError::Probe {
+                origin: candidate.origin().to_owned(),
+                version: candidate.version().to_owned(),
+                why,
+            }
         })
+    }
+
+    /// Permissive mode has no use for runsc, and a host that cannot run it is what the mode is for.
+    fn try_out_container(&self, kind: runc::Kind, image: &Image) -> Result<(), SetupError> {
+        let name = kind.name();
+        let runc = Runc::find(kind).map_err(|source| SetupError::Container { source })?;
+        detail(&format!("trying out {name}: a program under seccomp"));
+        probe(runc, image, &self.state_dir)
+            .map_err(|why| SetupError::ProbeContainer { name, why })?;
+        step(
+            4,
+            &format!("{name}: fit (permissive mode: weaker than gVisor)"),
+        );
+        Ok(())
     }
 
     /// Says what [`Setup::perform`] would write, and where.
@@ -425,7 +451,10 @@ impl<'a> Setup<'a> {
             say(&format!("would create the directory `{path}`, mode 0700"));
         }
         self.tell_image_plan();
-        self.tell_runsc_plan();
+        match self.mode {
+            SecurityMode::Strict => self.tell_runsc_plan(),
+            SecurityMode::Permissive(kind) => say(&format!("would try out `{}`", kind.name())),
+        }
         Ok(())
     }
 

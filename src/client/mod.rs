@@ -16,12 +16,13 @@ pub use running::{Canceller, Running};
 
 pub(crate) use target::Target;
 
-use crate::config::Config;
+use crate::config::{Config, SecurityMode};
 use crate::image::{Image, Images};
 use crate::job::{JobSpec, Maxima, SpecError};
+use crate::runc::Runc;
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, ProvisionError};
-use crate::sandbox::{Sandboxes, Swept};
+use crate::sandbox::{Runtime, Sandboxes, Swept};
 use crate::sys::privilege;
 use std::error;
 use std::io;
@@ -229,12 +230,16 @@ impl Sandbox {
     }
 }
 
-/// What programs are run with.
-fn runtime(state_dir: &Path, config: &Config) -> Result<Runsc, Error> {
+/// What programs are run with: as the configuration says, and nobody else.
+fn runtime(state_dir: &Path, config: &Config) -> Result<Runtime, Error> {
+    if let SecurityMode::Permissive(kind) = config.security_mode {
+        let runc = Runc::find(kind).map_err(|error| Error::Runtime(error.into()))?;
+        return Ok(runc.into());
+    }
     let installed = provision::installed(state_dir).and_then(|runsc| {
         runsc.require(config.runsc_minimum_release)?;
         Ok(runsc)
     });
     let installed = installed.map_err(|error| Error::Runtime(error.into()))?;
-    Ok(Runsc::new(installed.binary))
+    Ok(Runsc::new(installed.binary).into())
 }

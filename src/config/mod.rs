@@ -4,6 +4,7 @@
 //! would weaken the isolation. Keys of the API server are known here and left to it.
 
 use crate::job::{Limits, Maxima, parse_bytes};
+use crate::runc;
 use jiff::civil::Date;
 use serde::Deserialize;
 use serde_yaml_ng::{Mapping, Value};
@@ -60,11 +61,23 @@ fn problem(key: &'static str, problem: impl Into<String>) -> ConfigError {
     }
 }
 
+/// What stands between programs and the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SecurityMode {
+    /// gVisor, or nothing is run.
+    #[default]
+    Strict,
+    /// A container of this runtime: the host's kernel is shared.
+    Permissive(runc::Kind),
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     /// Defaults and maxima of jobs.
     pub maxima: Maxima,
+    /// What runs a program. Nothing but the configuration chooses it.
+    pub security_mode: SecurityMode,
     /// A runsc of the operator's own, which `tako-vm setup` takes in place of another.
     pub runsc: Option<PathBuf>,
     /// The oldest release of runsc that may be used; `None` leaves it to the features.
@@ -113,8 +126,9 @@ impl Config {
             keys.remove(key);
         }
         let file = Keys::deserialize(Value::Mapping(keys)).map_err(failed)?;
-        file.check_isolation()?;
+        file.check_controls()?;
         Ok(Self {
+            security_mode: file.security_mode()?,
             maxima: file.maxima()?,
             runsc_minimum_release: file.runsc_minimum_release()?,
             runsc: file.runsc_path,
@@ -192,29 +206,39 @@ const SERVER_KEYS: [&str; 31] = [
 ];
 
 impl Keys {
-    /// Refuses what would make a sandbox weaker. Nothing here is switched off in silence.
-    fn check_isolation(&self) -> Result<(), ConfigError> {
-        match self.security_mode.as_deref() {
-            None | Some("strict") => {}
-            Some("permissive") => {
-                let why = "is `permissive`, which this version cannot do: programs run in gVisor or \
-                           not at all; remove the key or set it to `strict`";
-                return Err(problem("security_mode", why));
-            }
-            Some(other) => {
-                return Err(problem(
-                    "security_mode",
-                    format!("is `{other}`: set it to `strict`"),
-                ));
-            }
+    /// Strict unless permissive mode is asked for, with the runtime that it means: nothing becomes
+    /// weaker by leaving something out.
+    fn security_mode(&self) -> Result<SecurityMode, ConfigError> {
+        let runtime = self.container_runtime.as_deref().unwrap_or("runsc");
+        let container = runc::Kind::named(runtime);
+        if container.is_none() && runtime != "runsc" {
+            let why = format!("is `{runtime}`: set it to `runsc`");
+            return Err(problem("container_runtime", why));
         }
-        match self.container_runtime.as_deref() {
-            None | Some("runsc") => {}
-            Some(other) => {
-                let why = format!("is `{other}`, and the only runtime of this version is `runsc`");
-                return Err(problem("container_runtime", why));
+        match (self.security_mode.as_deref().unwrap_or("strict"), container) {
+            ("strict", None) => Ok(SecurityMode::Strict),
+            ("strict", Some(_)) => {
+                let why = format!(
+                    "is `{runtime}`, whose containers share the host's kernel: in strict mode it is \
+                     `runsc`, and `security_mode: permissive` is the only other"
+                );
+                Err(problem("container_runtime", why))
             }
+            ("permissive", Some(kind)) => Ok(SecurityMode::Permissive(kind)),
+            ("permissive", None) => {
+                let why = "is `permissive`, and no weaker runtime is named: set `container_runtime` to \
+                           `runc` or `crun`, or remove this key to run in gVisor";
+                Err(problem("security_mode", why))
+            }
+            (other, _) => Err(problem(
+                "security_mode",
+                format!("is `{other}`: set it to `strict`"),
+            )),
         }
+    }
+
+    /// Refuses what would switch a control off. Nothing here is switched off in silence.
+    fn check_controls(&self) -> Result<(), ConfigError> {
         if self.enable_seccomp == Some(false) {
             return Err(problem(
                 "enable_seccomp",
@@ -413,11 +437,30 @@ mod tests {
             "security_mode: permissive",
             "security_mode: off",
             "container_runtime: runc",
+            "container_runtime: crun",
+            "container_runtime: docker",
+            "{security_mode: strict, container_runtime: runc}",
+            "{security_mode: permissive, container_runtime: runsc}",
+            "{security_mode: permissive, container_runtime: docker}",
+            "{security_mode: Permissive, container_runtime: runc}",
+            "{security_mode: permissive, container_runtime: runc, enable_seccomp: false}",
             "enable_seccomp: false",
             "enable_cap_restrictions: false",
             "seccomp_profile_path: /tmp/allow-all.json",
         ] {
             assert!(parse(key).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn permissive_mode_takes_both_keys_and_strict_mode_none() {
+        let mode = |text: &str| parse(text).unwrap().security_mode;
+        for text in ["", "security_mode: strict", "container_runtime: runsc"] {
+            assert_eq!(mode(text), SecurityMode::Strict, "{text}");
+        }
+        for (name, kind) in [("runc", runc::Kind::Runc), ("crun", runc::Kind::Crun)] {
+            let text = format!("{{security_mode: permissive, container_runtime: {name}}}");
+            assert_eq!(mode(&text), SecurityMode::Permissive(kind));
         }
     }
 

@@ -18,6 +18,8 @@ const MAX_MESSAGE: usize = 4096;
 pub struct Outcome {
     /// Name of the sandbox, and of the execution.
     pub id: String,
+    /// What ran it: `runsc`, `runc` or `crun`.
+    pub runtime: &'static str,
     /// How it ended.
     pub termination: Termination,
     /// What the interpreter said ended the program.
@@ -239,7 +241,7 @@ impl Record {
             output,
             result_error,
             timing: outcome.timing,
-            runtime: "runsc",
+            runtime: outcome.runtime,
             artifacts: outcome.artifacts,
             artifacts_truncated: outcome.artifacts_truncated,
             artifacts_skipped: outcome.artifacts_skipped,

@@ -4,6 +4,7 @@
 //! receiver that does not take output) can hold up a deadline.
 
 use super::Order;
+use super::confinement::ConfinementError;
 use super::guest;
 use super::spool::{Files, Spool, SpoolError};
 use super::start::Sandbox;
@@ -47,7 +48,7 @@ const MEMORY_CHECK: Duration = Duration::from_millis(200);
 /// process, which therefore has to end within this time.
 const OUT_OF_MEMORY: Duration = Duration::from_secs(2);
 
-/// From the end of runsc to the end of what the guest sent before.
+/// From the end of the runtime to the end of what the guest sent before.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Output above its limit that may be on its way when init kills the program.
@@ -86,6 +87,8 @@ pub(super) enum Fault {
     NotReady,
     #[error("it did not take its job within {HAND_OVER:?}")]
     HandOverTime,
+    #[error("its program would not be confined")]
+    Confinement { source: ConfinementError },
     #[error("its CPU limit could not be applied")]
     Cpu {
         source: crate::sys::cgroup::CgroupError,
@@ -121,7 +124,7 @@ struct Attendance<'a> {
     limits: &'a Limits,
     events: Option<&'a mpsc::Sender<Event>>,
     stage: Stage,
-    /// runsc has ended.
+    /// The runtime has ended.
     orphaned: bool,
     /// The kernel has killed a process because the memory limit was reached.
     out_of_memory: bool,
@@ -196,7 +199,7 @@ async fn attend_from(
     known
 }
 
-/// The fault, its causes, and what runsc said.
+/// The fault, its causes, and what the runtime said.
 async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
     let mut text = fault.to_string();
     let mut cause = std::error::Error::source(fault);
@@ -204,7 +207,7 @@ async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
         text = format!("{text}: {inner}");
         cause = inner.source();
     }
-    // Dead first: a runsc that hangs holds its streams open. An error comes back in the teardown.
+    // Dead first: a runtime that hangs holds its streams open. An error comes back in the teardown.
     let killed = sandbox.kill();
     drop(killed);
     let complaint = sandbox.complaint().await;
@@ -256,6 +259,9 @@ impl<'a> Attendance<'a> {
                 sandbox.reached(Step::Ready);
                 sandbox.expedited = None;
                 sandbox
+                    .check_confinement()
+                    .map_err(|source| Fault::Confinement { source })?;
+                sandbox
                     .limit_cpu(self.limits.millicpus)
                     .map_err(|source| Fault::Cpu { source })?;
                 link = Link::Writing(Box::pin(guest::hand_over(stdin, order.job)));
@@ -278,7 +284,7 @@ impl<'a> Attendance<'a> {
                         self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
                     }
                 }
-                _ = sandbox.runsc.wait(), if !self.orphaned => self.abandon(sandbox),
+                _ = sandbox.runtime.wait(), if !self.orphaned => self.abandon(sandbox),
                 _ = memory_checks.tick(), if !self.out_of_memory => self.check_memory(sandbox),
                 sent = deliver(self.events, &self.known.pending), if !self.known.pending.is_empty() => {
                     self.delivered(sent);
@@ -294,8 +300,8 @@ impl<'a> Attendance<'a> {
         Ok(())
     }
 
-    /// Whether more may be read: a slow receiver holds the program back. Not any more once runsc has
-    /// ended; what a pipe holds is little, and its end must be seen.
+    /// Whether more may be read: a slow receiver holds the program back. Not any more once the runtime
+    /// has ended; what a pipe holds is little, and its end must be seen.
     fn has_room(&self) -> bool {
         self.orphaned || self.known.pending.len() < MAX_PENDING
     }
@@ -346,7 +352,7 @@ impl<'a> Attendance<'a> {
         }
     }
 
-    /// runsc has ended. Whatever it started ends with it; then the stream ends, after all that was
+    /// The runtime has ended. Whatever it started ends with it; then the stream ends, after all that was
     /// sent before.
     fn abandon(&mut self, sandbox: &mut Sandbox) {
         self.orphaned = true;

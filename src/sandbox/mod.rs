@@ -9,13 +9,15 @@
 //! ```
 //!
 //! Every way leads through the same teardown: freeze the cgroup, kill all that is in it, prove it
-//! empty, read its counters, remove it and the sandbox's directory. runsc has no part in that. All
+//! empty, read its counters, remove it and the sandbox's directory. The runtime has no part in that. All
 //! that comes from the guest is untrusted and goes through the bounded frame decoder.
 
 mod attend;
+mod confinement;
 mod guest;
 mod probe;
 mod record;
+mod runtime;
 mod selftest;
 mod spool;
 mod start;
@@ -24,15 +26,16 @@ mod sweep;
 
 pub use attend::Event;
 pub use probe::{ProbeError, probe};
+pub use runtime::Runtime;
 pub use selftest::{SelfTestError, SelfTests};
 pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
-use crate::bundle::{self, BundleError, seccomp};
+use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};
-use crate::runsc::Runsc;
-use crate::sys::cgroup::{CgroupError, Hierarchies};
+use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf};
 use crate::sys::held::{Held, Registry};
+use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
 use crate::sys::process;
 use attend::Attended;
@@ -64,8 +67,13 @@ pub enum SandboxError {
     Directory(#[source] PlaceError),
     #[error("cannot look for what killed processes have left")]
     Sweep(#[source] PlaceError),
-    #[error("cannot start `runsc`")]
-    Start { source: io::Error },
+    #[error("cannot mount the root file system of a container")]
+    Mount(#[source] MountError),
+    #[error("cannot start `{runtime}`")]
+    Start {
+        runtime: &'static str,
+        source: io::Error,
+    },
     #[error("cannot become the parent of orphans")]
     Subreaper { source: io::Error },
     #[error("cannot clear the sandbox `{id}` away")]
@@ -95,7 +103,7 @@ pub struct Sandboxes {
     spools: Registry,
     hierarchies: Hierarchies,
     seccomp: oci_spec::runtime::LinuxSeccomp,
-    runsc: Runsc,
+    runtime: Runtime,
     swept: Arc<Swept>,
     observer: Observer,
 }
@@ -127,8 +135,8 @@ impl Sandboxes {
     /// # Errors
     /// When any control could not be applied to a sandbox later on, or the state directory cannot be
     /// read.
-    pub fn prepare(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
-        let mut prepared = Self::prepare_without_sweep(state_dir, runsc)?;
+    pub fn prepare(state_dir: &Path, runtime: impl Into<Runtime>) -> Result<Self, SandboxError> {
+        let mut prepared = Self::prepare_without_sweep(state_dir, runtime)?;
         prepared.swept = Arc::new(sweep::sweep_with(state_dir, &prepared.hierarchies)?);
         Ok(prepared)
     }
@@ -137,7 +145,10 @@ impl Sandboxes {
     ///
     /// # Errors
     /// When any control could not be applied to a sandbox later on.
-    pub fn prepare_without_sweep(state_dir: &Path, runsc: Runsc) -> Result<Self, SandboxError> {
+    pub fn prepare_without_sweep(
+        state_dir: &Path,
+        runtime: impl Into<Runtime>,
+    ) -> Result<Self, SandboxError> {
         let seccomp = seccomp::load().map_err(SandboxError::Seccomp)?;
         let hierarchies = Hierarchies::prepare().map_err(SandboxError::Cgroup)?;
         process::become_subreaper().map_err(|source| SandboxError::Subreaper { source })?;
@@ -146,7 +157,7 @@ impl Sandboxes {
             spools: record::spools(state_dir),
             hierarchies,
             seccomp,
-            runsc,
+            runtime: runtime.into(),
             swept: Arc::default(),
             observer: Observer::default(),
         })
@@ -188,6 +199,7 @@ impl Sandboxes {
         let (outcome, pending) = outcome(
             Span {
                 id,
+                runtime: self.runtime.name(),
                 begun,
                 started_at,
             },
@@ -231,6 +243,7 @@ async fn clear(sandbox: Sandbox) -> Result<Counters, SandboxError> {
 
 struct Span {
     id: String,
+    runtime: &'static str,
     begun: Instant,
     started_at: Timestamp,
 }
@@ -263,6 +276,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
     };
     let outcome = Outcome {
         id: span.id,
+        runtime: span.runtime,
         termination,
         exception: attended.exception,
         stdout: attended.stdout,
@@ -284,12 +298,22 @@ fn specification(
     shared: &Sandboxes,
     image: &Path,
     limits: &crate::job::Limits,
-    cgroups_path: String,
+    leaf: &Leaf,
+    first_id: u32,
 ) -> Result<oci_spec::runtime::Spec, BundleError> {
+    let isolation = match &shared.runtime {
+        Runtime::Gvisor(_) => Isolation::Gvisor {
+            image: image.to_owned(),
+        },
+        Runtime::Container(_) => Isolation::Container {
+            root: mount::POINT.into(),
+            first_id,
+        },
+    };
     bundle::spec(&bundle::Profile {
-        image: image.to_owned(),
+        isolation,
         init: tako_guest::INIT_PATH,
-        cgroups_path,
+        cgroups_path: leaf.cgroups_path(),
         limits: limits.clone(),
         seccomp: shared.seccomp.clone(),
     })

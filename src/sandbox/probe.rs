@@ -1,15 +1,16 @@
-//! Whether a runsc can do what we need, found by doing it: a version string proves nothing.
+//! Whether a runtime can do what we need, found by doing it: a version string proves nothing.
 
 use super::attend::{self, Attended};
 use super::start::Sandbox;
-use super::{Order, SandboxError, Sandboxes, clear};
+use super::{Order, Runtime, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
+use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// What a runsc lacks.
+/// What a runtime lacks.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages document the variants")]
 pub enum ProbeError {
@@ -17,9 +18,9 @@ pub enum ProbeError {
     Sandbox(#[source] SandboxError),
     #[error("cannot probe")]
     Job(#[source] SpecError),
-    #[error("it cannot run a program on the systrap platform from an EROFS root: {why}")]
+    #[error("it cannot run a program from an EROFS root: {why}")]
     Run { why: String },
-    #[error("it does not apply a seccomp profile to the guest (`--oci-seccomp`)")]
+    #[error("it does not apply a seccomp profile to the guest")]
     Seccomp,
     #[error("it cannot write a checkpoint")]
     Checkpoint { source: ProcessError },
@@ -38,9 +39,9 @@ sys.exit(0 if refused else 9)
 /// The exit code of [`REFUSED`] when the call was granted.
 const GRANTED: u8 = 9;
 
-/// Runs a program with an EROFS root under the seccomp profile, writes a checkpoint of a sandbox that
-/// waits for its job, and runs a job in its restored copy. To write the checkpoint, which takes 0.1 s,
-/// runsc has `patience`; the thread waits meanwhile.
+/// Runs a program with an EROFS root under the seccomp profile; with gVisor also writes a checkpoint of
+/// a sandbox that waits for its job, and runs a job in its restored copy. To write the checkpoint, which
+/// takes 0.1 s, runsc has `patience`; the thread waits meanwhile.
 ///
 /// # Errors
 /// [`ProbeError`] names the first feature that is missing.
@@ -50,23 +51,35 @@ pub async fn probe(
     patience: Duration,
 ) -> Result<(), ProbeError> {
     let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
+    let job = job()?;
+    let order = order(image, &job, spool.path());
+    run(sandboxes, &order).await?;
+    // Of a container none is ever made.
+    let Runtime::Gvisor(runsc) = &sandboxes.runtime else {
+        return Ok(());
+    };
+    let checkpoint = spool.path().join("checkpoint");
+    write_checkpoint(runsc, sandboxes, &order, &checkpoint, patience).await?;
+    restore(runsc, sandboxes, &order, &checkpoint).await
+}
+
+fn job() -> Result<JobSpec, ProbeError> {
     let request = JobRequest {
         code: REFUSED.to_owned(),
         timeout: Some(Duration::from_secs(20)),
         ..JobRequest::default()
     };
-    let job = JobSpec::check(request, &Maxima::default()).map_err(ProbeError::Job)?;
-    let order = Order {
+    JobSpec::check(request, &Maxima::default()).map_err(ProbeError::Job)
+}
+
+fn order<'a>(image: &'a Path, job: &'a JobSpec, spool: &'a Path) -> Order<'a> {
+    Order {
         image,
-        job: &job,
-        spool: spool.path(),
+        job,
+        spool,
         events: None,
         cancel: CancellationToken::new(),
-    };
-    run(sandboxes, &order).await?;
-    let checkpoint = spool.path().join("checkpoint");
-    write_checkpoint(sandboxes, &order, &checkpoint, patience).await?;
-    restore(sandboxes, &order, &checkpoint).await
+    }
 }
 
 async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError> {
@@ -81,6 +94,7 @@ fn start(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<Sandbox, ProbeError
 }
 
 async fn write_checkpoint(
+    runsc: &Runsc,
     sandboxes: &Sandboxes,
     order: &Order<'_>,
     to: &Path,
@@ -88,9 +102,7 @@ async fn write_checkpoint(
 ) -> Result<(), ProbeError> {
     let mut sandbox = start(sandboxes, order)?;
     let ready = attend::await_ready(&mut sandbox).await;
-    let mut command = sandboxes
-        .runsc
-        .checkpoint(&sandbox.places(), to, sandbox.id());
+    let mut command = runsc.checkpoint(&sandbox.places(), to, sandbox.id());
     let written = process::run_within(&mut command, patience);
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     ready.map_err(|why| ProbeError::Run { why })?;
@@ -99,10 +111,15 @@ async fn write_checkpoint(
         .map_err(|source| ProbeError::Checkpoint { source })
 }
 
-async fn restore(sandboxes: &Sandboxes, order: &Order<'_>, from: &Path) -> Result<(), ProbeError> {
+async fn restore(
+    runsc: &Runsc,
+    sandboxes: &Sandboxes,
+    order: &Order<'_>,
+    from: &Path,
+) -> Result<(), ProbeError> {
     let limits = &order.job.limits;
     let mut sandbox = Sandbox::start_with(sandboxes, order.image, limits, |places, bundle, id| {
-        sandboxes.runsc.restore(places, bundle, from, id)
+        runsc.restore(places, bundle, from, id)
     })
     .map_err(ProbeError::Sandbox)?;
     let attended = attend::attend_restored(&mut sandbox, order).await;

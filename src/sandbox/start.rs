@@ -1,14 +1,15 @@
 //! Making a sandbox, and unmaking it.
 
+use super::confinement::ConfinementError;
 use super::guest::Guest;
 use super::record::Record;
 use super::step::{Observer, Step};
-use super::{SandboxError, Sandboxes, TeardownError, specification};
+use super::{Runtime, SandboxError, Sandboxes, TeardownError, confinement, specification};
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
 use crate::sys::cgroup::{Expedited, LeafLimits, Outside};
-use crate::sys::process;
+use crate::sys::{mount, process};
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -21,24 +22,41 @@ use tokio::task::JoinHandle;
 /// a host that is itself out of breath.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How much of runsc's own standard error is kept for a message.
+/// How much of the runtime's own standard error is kept for a message.
 const MAX_STDERR: u64 = 4096;
+
+/// What every process of a container runs on.
+///
+/// Were these pages charged to the container, its memory limit would take them away first and they
+/// would be read again at once: a program that uses up its memory then spends seconds, seen up to 30,
+/// in being slow before the kernel gives up on it.
+const PRELOADED: [&str; 7] = [
+    tako_guest::INIT_PATH,
+    "/usr/bin/python3",
+    "/lib64/ld-linux-x86-64.so.2",
+    "/usr/lib/x86_64-linux-gnu/libc.so.6",
+    "/usr/lib/x86_64-linux-gnu/libm.so.6",
+    "/usr/lib/x86_64-linux-gnu/libexpat.so.1",
+    "/usr/lib/x86_64-linux-gnu/libz.so.1",
+];
 
 /// A started sandbox.
 ///
-/// Dropped without a teardown, it goes in the order of its fields: runsc, then all that is in the
+/// Dropped without a teardown, it goes in the order of its fields: the runtime, then all that is in the
 /// cgroup, then the directory that both have used, which is the record of them.
 pub(super) struct Sandbox {
-    pub(super) runsc: Child,
+    pub(super) runtime: Child,
     record: Record,
     observer: Observer,
     started: Instant,
-    runsc_pid: Option<i32>,
+    runtime_pid: Option<i32>,
+    /// The host's uid and gid of init, if this is a container.
+    container_id: Option<u32>,
     kill_time: Duration,
     stderr: JoinHandle<String>,
     pub(super) guest: Guest,
     pub(super) stdin: Option<ChildStdin>,
-    /// Until it is ready, runsc moves processes between cgroups.
+    /// Until it is ready, the runtime moves processes between cgroups.
     pub(super) expedited: Option<Expedited>,
 }
 
@@ -51,18 +69,29 @@ pub(super) struct Counters {
 }
 
 impl Sandbox {
-    /// Makes directory, bundle and cgroup, and starts runsc inside the cgroup.
+    /// Makes directory, bundle and cgroup, and starts the runtime inside the cgroup.
     pub(super) fn start(
         shared: &Sandboxes,
         image: &Path,
         limits: &Limits,
     ) -> Result<Self, SandboxError> {
-        Self::start_with(shared, image, limits, |places, bundle, id| {
-            shared.runsc.run(places, bundle, id)
-        })
+        match &shared.runtime {
+            Runtime::Gvisor(runsc) => {
+                Self::start_with(shared, image, limits, |places, bundle, id| {
+                    runsc.run(places, bundle, id)
+                })
+            }
+            Runtime::Container(runc) => {
+                let root = mount::detached(image).map_err(SandboxError::Mount)?;
+                mount::preload(&root, &PRELOADED);
+                Self::start_with(shared, image, limits, |_, bundle, id| {
+                    runc.run(bundle, id, root)
+                })
+            }
+        }
     }
 
-    /// Like [`Sandbox::start`], with another command of runsc.
+    /// Like [`Sandbox::start`], with this command.
     pub(super) fn start_with(
         shared: &Sandboxes,
         image: &Path,
@@ -82,25 +111,38 @@ impl Sandbox {
         };
         let record = Record::with_leaf(held, &shared.hierarchies, leaf_limits)?;
         reached(Step::CgroupMade);
-        let spec = specification(shared, image, limits, record.leaf.cgroups_path())
+        let first_id = confinement::random_ids();
+        let spec = specification(shared, image, limits, &record.leaf, first_id)
             .map_err(SandboxError::Bundle)?;
         bundle::write(record.path(), &spec).map_err(SandboxError::Bundle)?;
         reached(Step::BundleWritten);
         let command = command(&Places::below(record.path()), record.path(), &id);
-        let start_error = |source| SandboxError::Start { source };
-        let mut runsc = process::spawn_in(command, &record.leaf).map_err(start_error)?;
+        let start_error = |source| SandboxError::Start {
+            runtime: shared.runtime.name(),
+            source,
+        };
+        let mut runtime = process::spawn_in(command, &record.leaf).map_err(start_error)?;
         reached(Step::Started);
         let piped = || io::Error::other("its standard streams are not piped");
-        let stdout = runsc.stdout.take().ok_or_else(piped).map_err(start_error)?;
-        let stderr = runsc.stderr.take().ok_or_else(piped).map_err(start_error)?;
+        let stdout = runtime
+            .stdout
+            .take()
+            .ok_or_else(piped)
+            .map_err(start_error)?;
+        let stderr = runtime
+            .stderr
+            .take()
+            .ok_or_else(piped)
+            .map_err(start_error)?;
         Ok(Self {
             started,
             record,
             observer: shared.observer.clone(),
-            runsc_pid: runsc.id().and_then(|pid| pid.try_into().ok()),
+            runtime_pid: runtime.id().and_then(|pid| pid.try_into().ok()),
+            container_id: matches!(shared.runtime, Runtime::Container(_)).then_some(first_id),
             kill_time: Duration::ZERO,
-            stdin: runsc.stdin.take(),
-            runsc,
+            stdin: runtime.stdin.take(),
+            runtime,
             stderr: tokio::spawn(read_some(stderr)),
             guest: Guest::new(stdout),
             expedited,
@@ -124,6 +166,15 @@ impl Sandbox {
         self.started.elapsed()
     }
 
+    /// Looks whether a container is confined, before it is given a program.
+    pub(super) fn check_confinement(&self) -> Result<(), ConfinementError> {
+        match self.container_id {
+            Some(id) => confinement::check(&self.record.leaf, self.runtime_pid, id),
+            // gVisor shows nothing of its guest outside.
+            None => Ok(()),
+        }
+    }
+
     /// Applies the CPU quota, which does not hold during start-up.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.limit_cpu(millicpus)
@@ -142,17 +193,17 @@ impl Sandbox {
     /// Kills everything in the cgroup.
     pub(super) fn kill(&mut self) -> Result<(), crate::sys::cgroup::CgroupError> {
         // Added up: the teardown kills again what was killed before, and finds nobody.
-        self.kill_time += self.record.leaf.kill(KILL_PATIENCE, self.runsc_pid)?;
+        self.kill_time += self.record.leaf.kill(KILL_PATIENCE, self.runtime_pid)?;
         Ok(())
     }
 
-    /// What runsc said of its own failure, for people.
+    /// What the runtime said of its own failure, for people.
     pub(super) async fn complaint(&mut self) -> String {
         let logged = runsc::logged_errors(&self.places());
         if !logged.is_empty() {
             return logged;
         }
-        // Ends with runsc, which the caller has killed or seen end.
+        // Ends with the runtime, which the caller has killed or seen end.
         let said = tokio::time::timeout(Duration::from_secs(1), &mut self.stderr).await;
         said.ok().and_then(Result::ok).unwrap_or_default()
     }
@@ -169,12 +220,12 @@ impl Sandbox {
                 // The record stays as well: by it the next sweep finds what is left.
                 self.record.abandon();
             }
-            (self.runsc, removed.and(counters))
+            (self.runtime, removed.and(counters))
         });
-        let (mut runsc, cleared) = task.await.map_err(TeardownError::Task)?;
+        let (mut runtime, cleared) = task.await.map_err(TeardownError::Task)?;
         if cleared.is_ok() {
             // It is dead, the cgroup was empty; this only takes its status off the kernel.
-            let buried = runsc.wait().await;
+            let buried = runtime.wait().await;
             drop(buried);
         }
         cleared
@@ -200,7 +251,7 @@ impl Sandbox {
     }
 }
 
-/// The beginning of what runsc wrote to stderr; the rest is read and dropped, so that it never blocks.
+/// The beginning of what the runtime wrote to stderr; the rest is read and dropped, so that it never blocks.
 async fn read_some(mut stderr: ChildStderr) -> String {
     let mut bytes = Vec::new();
     // An unreadable stream has nothing to tell.

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod digest;
 pub mod held;
 pub mod host;
+pub mod mount;
 pub mod place;
 pub mod privilege;
 pub mod process;

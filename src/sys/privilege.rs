@@ -2,7 +2,9 @@
 
 use caps::{CapSet, Capability};
 use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 /// What running a sandbox takes: namespaces, mounts, other users' processes and files.
 const NEEDED: [Capability; 6] = [
@@ -33,6 +35,10 @@ pub enum PrivilegeError {
     },
     #[error("privileges are still there after they were given up")]
     StillThere,
+    #[error("cannot read `{}`", path.display())]
+    Status { path: PathBuf, source: io::Error },
+    #[error("`{}` has no line `{}`", path.display(), missing.escape_debug())]
+    NotConfined { path: PathBuf, missing: String },
 }
 
 /// Checks that this process is root and has what a sandbox takes.
@@ -70,6 +76,26 @@ fn find_user(user: &str) -> Result<User, PrivilegeError> {
     found.ok_or_else(|| PrivilegeError::NoUser {
         user: user.to_owned(),
     })
+}
+
+/// Checks that `/proc/PID/status` (proc(5)) has these lines: ids, capabilities, the seccomp mode.
+///
+/// # Errors
+/// [`PrivilegeError::NotConfined`] names the first line that is missing.
+pub fn require_status(pid: i32, lines: &[&str]) -> Result<(), PrivilegeError> {
+    let path = PathBuf::from(format!("/proc/{pid}/status"));
+    let status = match fs::read_to_string(&path) {
+        Ok(status) => status,
+        Err(source) => return Err(PrivilegeError::Status { path, source }),
+    };
+    let has = |wanted: &str| status.lines().any(|line| line.trim_end() == wanted);
+    match lines.iter().find(|wanted| !has(wanted)) {
+        Some(missing) => Err(PrivilegeError::NotConfined {
+            path,
+            missing: (*missing).to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Gives up root for good, in every thread: afterwards this process is `user`, without groups and

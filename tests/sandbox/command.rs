@@ -101,6 +101,72 @@ fn files(contents: &[(&str, &[u8])]) -> TempDir {
     directory
 }
 
+/// Root's configuration, and nothing that a caller of `tako-vm run` can say.
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_container_is_chosen_by_the_configuration_alone_and_said_so() {
+    let state = exclusive();
+    let directory = files(&[("config.yaml", b"")]);
+    let config = directory.path().join("config.yaml");
+    let run = |keys: &str| {
+        fs::write(&config, keys).unwrap();
+        command(&[
+            "--json",
+            "-c",
+            "print(1)",
+            "--config",
+            config.to_str().unwrap(),
+        ])
+        .envs([
+            ("TAKO_VM_SECURITY_MODE", "permissive"),
+            ("TAKO_VM_CONTAINER_RUNTIME", "runc"),
+        ])
+        .output()
+        .unwrap()
+    };
+    for (keys, runtime) in [
+        ("", "runsc"),
+        (
+            "security_mode: permissive\ncontainer_runtime: runc\n",
+            "runc",
+        ),
+        (
+            "security_mode: permissive\ncontainer_runtime: crun\n",
+            "crun",
+        ),
+    ] {
+        let output = run(keys);
+        let record: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(record["runtime"], runtime, "{record}");
+        assert_eq!(record["status"], "succeeded", "{record}");
+        assert_gone(record["execution_id"].as_str().unwrap());
+        let warning = match runtime {
+            "runsc" => String::new(),
+            _ => format!(
+                "warning: permissive mode: the program runs in a `{runtime}` container and shares the \
+                 kernel of this host, which isolates it less than gVisor does\n"
+            ),
+        };
+        assert_eq!(text(&output.stderr), warning);
+    }
+    for keys in ["container_runtime: runc", "security_mode: permissive"] {
+        let output = run(keys);
+        assert_eq!(output.status.code(), Some(125));
+        assert!(output.stdout.is_empty());
+        assert_eq!(text(&output.stderr).lines().count(), 1);
+    }
+    for flag in [
+        "--runtime",
+        "--security-mode",
+        "--container-runtime",
+        "--permissive",
+    ] {
+        let output = command(&[flag, "runc", "-c", "print(1)"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flag}");
+    }
+    state.assert_nothing_is_left();
+}
+
 #[test]
 #[ignore = "needs root and runsc"]
 fn the_exit_status_is_the_programs_own_or_says_who_ended_it() {

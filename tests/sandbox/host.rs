@@ -1,5 +1,7 @@
 //! A host to run jobs on: sandboxes with the image and the runsc of the state directory, and a look
 //! at what they are made of from outside.
+//!
+//! The crates `runc` and `crun` run the same tests in containers of the runtime they are named after.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tako_vm::image::Images;
 use tako_vm::job::{JobRequest, JobSpec, Maxima, Outcome};
+use tako_vm::runc::{Kind, Runc};
 use tako_vm::runsc::{Runsc, provision};
-use tako_vm::sandbox::{Event, Order, SandboxError, Sandboxes};
+use tako_vm::sandbox::{Event, Order, Runtime, SandboxError, Sandboxes};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,29 @@ pub(crate) fn on_this_host(time: Duration) -> Duration {
     let slowness = std::env::var_os("TAKO_VM_TEST_SLOWNESS");
     let slowness = slowness.map_or(1, |text| text.to_str().unwrap().parse().unwrap());
     time * slowness
+}
+
+/// The container runtime of this crate; gVisor where there is none.
+pub(crate) fn container() -> Option<Kind> {
+    Kind::named(env!("CARGO_CRATE_NAME"))
+}
+
+/// What this crate runs programs with, or something in its place.
+fn runtime(binary: &Path) -> Runtime {
+    match container() {
+        None => Runsc::new(binary).into(),
+        Some(kind) => Runc::new(kind, binary).into(),
+    }
+}
+
+/// The runtime of this crate.
+pub(crate) fn runtime_binary() -> PathBuf {
+    match container() {
+        None => runsc_binary(),
+        Some(kind) => tako_vm::sys::process::find(kind.name().as_ref())
+            .expect("the container runtimes are installed: run `make test`")
+            .into(),
+    }
 }
 
 /// Sandboxes in a directory of the test's own, so that all it holds belongs to the test.
@@ -77,9 +103,10 @@ pub(crate) fn request(request: JobRequest) -> JobSpec {
 
 impl Host {
     pub(crate) fn new() -> Self {
-        Self::with_runsc(&runsc_binary())
+        Self::with_runsc(&runtime_binary())
     }
 
+    /// With another binary in the place of the runtime.
     pub(crate) fn with_runsc(binary: &Path) -> Self {
         let image = Images::at(&state_dir())
             .find(IMAGE)
@@ -93,7 +120,7 @@ impl Host {
             .prefix("tako-vm-test-")
             .tempdir()
             .unwrap();
-        let sandboxes = Sandboxes::prepare(directory.path(), Runsc::new(runsc)).unwrap();
+        let sandboxes = Sandboxes::prepare(directory.path(), runtime(runsc)).unwrap();
         Self {
             directory,
             sandboxes,
@@ -219,10 +246,10 @@ pub(crate) struct Sandbox {
     pub(crate) id: String,
 }
 
-/// A runsc of the test's own: a script that finds the real one in `$RUNSC`.
+/// A runtime of the test's own: a script that finds the real one in `$RUNSC`.
 pub(crate) fn script(directory: &Path, body: &str) -> PathBuf {
     let path = directory.join("runsc");
-    let real = runsc_binary();
+    let real = runtime_binary();
     let text = format!("#!/bin/sh\nRUNSC='{}'\n{body}\n", real.display());
     // Written under another name and closed before it is started: a concurrent fork that still
     // holds it open for writing would make that fail (ETXTBSY).
@@ -238,9 +265,9 @@ pub(crate) fn script(directory: &Path, body: &str) -> PathBuf {
 pub(crate) enum Part {
     /// The command that we started and wait for.
     Runsc,
-    /// The guest's kernel.
+    /// The guest's kernel; of a container its init, without which it cannot be either.
     Sentry,
-    /// An address space of a guest process, which has no command line.
+    /// An address space of a guest process, which has no command line; in a container the process.
     Stub,
 }
 
@@ -299,7 +326,7 @@ fn part(pid: i32) -> Option<Part> {
     let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let has = |word: &str| arguments.contains(&word.as_bytes());
-    Some(if has("boot") {
+    Some(if has("boot") || has(tako_guest::INIT_PATH) {
         Part::Sentry
     } else if has("run") {
         Part::Runsc

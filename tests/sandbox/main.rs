@@ -9,6 +9,7 @@
 
 mod command;
 mod contract;
+mod gvisor;
 mod host;
 mod output;
 mod seccomp;

@@ -1,6 +1,6 @@
 //! What a program prints: kept exactly, bounded, and unable to mislead anybody.
 
-use crate::host::{Company, Host, job};
+use crate::host::{Company, Host, container, job};
 use serde_json::json;
 use std::time::Duration;
 use tako_vm::job::{Phase, Termination};
@@ -122,7 +122,8 @@ fifo = {(path, os.O_WRONLY) for path in paths if os.readlink(path) == '/run/tako
 print(json.dumps([len(paths) > 2, sorted(opened - fifo)]))
 "))
         .await;
-    assert_eq!(ran.json(), json!([true, []]));
+    // Linux does not even tell which there are.
+    assert_eq!(ran.json(), json!([container().is_none(), []]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

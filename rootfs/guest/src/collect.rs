@@ -21,7 +21,7 @@ use tako_guest::{Buffer, INIT_PATH, Limits, MAX_CHUNK, MAX_FILE_NAME, SkipReason
 /// The argument that makes `tako-init` the collector.
 pub(crate) const ARGUMENT: &str = "collect";
 
-const OUTPUT: &str = "/output";
+pub(crate) const OUTPUT: &str = "/output";
 
 /// Collected first, so that no other file can use up the limits before it.
 const RESULT: &str = "result.json";

@@ -15,7 +15,10 @@ mod report;
 mod spawn;
 
 use host::Host;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
+use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use tako_guest::{PROTOCOL, ToHost};
 
@@ -34,6 +37,8 @@ enum InitError {
     Protocol { source: tako_guest::FrameError },
     #[error("the host sent a frame out of order")]
     OutOfOrder,
+    #[error("the seccomp profile is not in force")]
+    NoFilter,
     #[error("the host closed the connection")]
     HostGone,
 }
@@ -83,8 +88,24 @@ fn remove_devices() -> Result<(), InitError> {
         })
 }
 
+/// Makes a call that the seccomp profile refuses, and that changes nothing where it is not in force.
+fn require_filter() -> Result<(), InitError> {
+    match unshare(CloneFlags::empty()) {
+        Err(Errno::EPERM) => Ok(()),
+        _ => Err(InitError::NoFilter),
+    }
+}
+
+/// Lets the program write to `/output`: runc 1.1 mounts it with the mode of the image's directory.
+fn open_output() -> Result<(), InitError> {
+    std::fs::set_permissions(collect::OUTPUT, PermissionsExt::from_mode(0o1777))
+        .map_err(InitError::system("open up `/output`"))
+}
+
 fn serve(host: &mut Host) -> Result<(), InitError> {
+    require_filter()?;
     remove_devices()?;
+    open_output()?;
     let reports = report::Reports::open()?;
     host.send(&ToHost::Ready { protocol: PROTOCOL })?;
     let job = job::receive(host)?;

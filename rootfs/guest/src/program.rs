@@ -44,6 +44,10 @@ pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<()
     program.drain(host)?;
     // Nobody is left to write: this ends.
     while program.reports.drain() {}
+    // A short program may have been up and gone before anybody looked.
+    if program.reports.up() && program.clock.startup.is_none() && program.clock.ended_by.is_none() {
+        program.clock.up();
+    }
     host.send(&ToHost::Exit(Exit {
         status,
         ended_by: program.clock.ended_by,
@@ -88,7 +92,8 @@ impl Program {
             if ready.cancel && host.wants_cancel()? {
                 self.clock.end(EndedBy::Cancel);
             }
-            self.forward(host, ready.output)?;
+            // Before the output: what the interpreter says of itself it has said before the program
+            // could print anything.
             if ready.report {
                 self.reports.drain();
             }
@@ -98,6 +103,7 @@ impl Program {
                     startup_ms: milliseconds(startup),
                 })?;
             }
+            self.forward(host, ready.output)?;
             if ready.child
                 && let Some(status) = self.reap()?
             {
