@@ -15,12 +15,13 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
-.PHONY: help demo test bench soak deps build setup lint doc root clean
+.PHONY: help demo test bench compat soak deps build setup lint doc root clean
 
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
 	@echo "make test    the same, and every check: format, lints, docs, unit, integration and root tests"
 	@echo "make bench   latency against plain runsc and native Python, and 1,000 kills"
+	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make soak    the tests twenty times, and the benchmarks"
 	@echo "state lies in $(STATE); change it with STATE=DIR"
 
@@ -33,6 +34,10 @@ test: root lint doc setup
 bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
+
+# An hour at most; the table is in the state directory as well, after each module.
+compat: setup
+	TAKO_VM_COMPAT=rest cargo test --locked --test compat -- --include-ignored --nocapture
 
 soak: setup
 	for round in $$(seq 20); do cargo test --locked --workspace -- --include-ignored || exit 1; done

@@ -136,7 +136,7 @@ fn unpack(
             Ok(_) => {
                 let made = shop.path().join("tree");
                 place::publish_directory(&made, &images.tree(recipe)).map_err(in_place)?;
-                return remove_other_trees(images, recipe);
+                return remove_unused_trees(images, recipe);
             }
             Err(source) => failure = Some(source),
         }
@@ -205,10 +205,20 @@ fn bootstrap_arguments(
     arguments
 }
 
-fn remove_other_trees(images: &Images, recipe: &Recipe) -> Result<(), BuildError> {
-    let kept = images.tree(recipe);
+/// Removes the trees that no image is made from any more, once this recipe's is there.
+fn remove_unused_trees(images: &Images, recipe: &Recipe) -> Result<(), BuildError> {
+    // A manifest that cannot be read may belong to any tree: then all of them stay.
+    let Ok(manifests) = images.list() else {
+        return Ok(());
+    };
+    let others = manifests.iter().filter(|image| image.name != recipe.name);
+    let used = others.map(|image| image.recipe_digest.to_string());
+    let kept: Vec<PathBuf> = used
+        .chain([recipe.digest.to_string()])
+        .map(|digest| images.trees().join(digest))
+        .collect();
     for path in place::entries(&images.trees()).map_err(in_place)? {
-        if path != kept {
+        if !kept.contains(&path) {
             place::remove(&path).map_err(in_place)?;
         }
     }
