@@ -2,6 +2,7 @@
 
 use crate::record::{Run, Test};
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// What is known of a module after both runs.
 pub(crate) struct Comparison<'a> {
@@ -78,5 +79,20 @@ impl<'a> Comparison<'a> {
                 detail: format!("{}\n{}", self.native.output, self.sandbox.output),
             });
         }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            test,
+            native,
+            sandbox,
+            detail,
+        } = self;
+        write!(
+            formatter,
+            "{test}: {native} natively, {sandbox} in the sandbox\n{detail}"
+        )
     }
 }

@@ -33,5 +33,6 @@ done
 
 hostname sandbox
 chroot . /usr/sbin/ifconfig lo 127.0.0.1 up
-# Not exec: pid 1 is deaf to signals it does not handle, and buries orphans.
-chroot --userspec=1000:1000 --groups= . /usr/bin/env -i -C /app "$@" /usr/bin/python3 -u /code/main.py </dev/null
+# Not exec: pid 1 is deaf to signals it does not handle, and buries orphans. Whoever starts this may ignore some.
+chroot --userspec=1000:1000 --groups= . /usr/bin/env -i -C /app --default-signal "$@" \
+    /usr/bin/python3 -u /code/main.py </dev/null

@@ -1,6 +1,6 @@
 //! The table of all modules, and what nobody expected.
 
-use crate::comparison::{Comparison, Difference};
+use crate::comparison::Comparison;
 use crate::expected::Expected;
 use crate::host::state_dir;
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ pub(crate) struct Report {
     /// Differences without a cause, and causes without a difference.
     pub(crate) surprises: Vec<String>,
     table: String,
+    /// Where modules were cut off.
+    cuts: String,
     by_cause: BTreeMap<String, usize>,
     totals: [usize; 6],
 }
@@ -24,6 +26,7 @@ impl Report {
         Self {
             surprises: Vec::new(),
             table: HEAD.to_owned(),
+            cuts: String::new(),
             by_cause: BTreeMap::new(),
             totals: [0; 6],
         }
@@ -35,16 +38,9 @@ impl Report {
             let cause = expected.cause(module, difference);
             let name = cause.map_or("unexplained", |cause| &cause.name);
             *self.by_cause.entry(name.to_owned()).or_default() += 1;
-            if cause.is_none() {
-                self.surprises.push(describe(module, difference));
-            }
         }
-        if comparison.cut_off == 0 {
-            for test in expected.stale(module, &comparison.differences) {
-                let surprise = format!("{module}: {test}: ends alike; take it off expected.toml");
-                self.surprises.push(surprise);
-            }
-        }
+        self.surprises
+            .extend(expected.surprises(module, comparison));
         fs::write(state_dir().join("compatibility.md"), self.to_string()).unwrap();
     }
 
@@ -63,7 +59,15 @@ impl Report {
         let [native, sandbox, equal, different, cut_off] = figures;
         let mut row =
             format!("| {module} | {native} | {sandbox} | {equal} | {different} | {cut_off}");
-        for run in [comparison.native, comparison.sandbox] {
+        for (run, side) in [
+            (comparison.native, "natively"),
+            (comparison.sandbox, "in the sandbox"),
+        ] {
+            if run.was_cut_off() {
+                let running = run.unfinished.iter().map(String::as_str);
+                let running: Vec<_> = running.collect();
+                writeln!(self.cuts, "- {module} {side}, in {}", running.join(", ")).unwrap();
+            }
             let mark = if run.was_cut_off() { " (cut off)" } else { "" };
             write!(row, " | {:.1}{mark}", run.seconds).unwrap();
         }
@@ -85,19 +89,10 @@ impl std::fmt::Display for Report {
         }
         writeln!(
             formatter,
-            "\n{}\n{}",
+            "\n{}\n{}\n{}",
             self.table,
+            self.cuts,
             self.surprises.join("\n\n")
         )
     }
-}
-
-fn describe(module: &str, difference: &Difference) -> String {
-    let Difference {
-        test,
-        native,
-        sandbox,
-        detail,
-    } = difference;
-    format!("{module}: {test}: {native} natively, {sandbox} in the sandbox\n{detail}")
 }
