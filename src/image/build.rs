@@ -377,6 +377,47 @@ mod tests {
         assert!(package("tzdata\t2025b\tall\tnot-a-digest").is_none());
     }
 
+    fn add_manifest(images: &Images, recipe: &Recipe) {
+        let manifest = Manifest {
+            name: recipe.name.clone(),
+            digest: Digest::of(b"rootfs"),
+            size_bytes: 6,
+            tree_bytes: 6,
+            python: "3.11.2".to_owned(),
+            packages: Vec::new(),
+            recipe_digest: recipe.digest,
+            init_digest: recipe::init_digest(),
+            protocol: tako_guest::PROTOCOL,
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let path = images.manifest_path(&recipe.name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        place::write(&path, &serde_json::to_vec(&manifest).unwrap(), 0o444).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn the_trees_of_other_images_are_kept_and_those_of_none_are_not() {
+        let state = tempfile::tempdir().unwrap();
+        let images = Images::at(state.path());
+        let new = Recipe::python().unwrap();
+        let old = new.clone().with(new.name.clone(), &["since-left-out"]);
+        let other = new.clone().with("other".parse().unwrap(), &[]);
+        let nobodys = new.clone().with("gone".parse().unwrap(), &[]);
+        for recipe in [&old, &other] {
+            add_manifest(&images, recipe);
+        }
+        for recipe in [&new, &old, &other, &nobodys] {
+            fs::create_dir_all(images.tree(recipe)).unwrap();
+        }
+        remove_unused_trees(&images, &new).unwrap();
+        let there = |recipe| images.tree(recipe).exists();
+        assert_eq!(
+            [&new, &old, &other, &nobodys].map(there),
+            [true, false, true, false]
+        );
+    }
+
     #[test]
     fn every_source_is_pinned_to_the_keys_of_debian() {
         let recipe = Recipe::python().unwrap();

@@ -79,7 +79,6 @@ def run(module, resources):
     class Recorder(unittest.TextTestResult):
         def __init__(self, *args):
             super().__init__(*args)
-            self.buffer = True  # as regrtest's own
             self.running = None
 
         def startTest(self, test):
@@ -129,7 +128,7 @@ def run(module, resources):
                 self.note_error(subtest, error, "failed" if failed else "error")
 
     def run_suite(suite):
-        unittest.TextTestRunner(verbosity=0, resultclass=Recorder, buffer=True).run(suite)
+        unittest.TextTestRunner(verbosity=0, resultclass=Recorder).run(suite)
 
     def run_doctest(module, verbosity=None, optionflags=0):
         run_suite(doctest.DocTestSuite(module, optionflags=optionflags))

@@ -101,9 +101,19 @@ impl Sides {
         let directory = tempfile::tempdir().unwrap();
         lay_out(directory.path(), &order.job);
         let limits = &order.job.limits;
-        let mut command = process::program("unshare");
+        // Nobody else would end it when the test is killed.
+        let mut command = process::program("setpriv");
         command
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--net"])
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--net",
+            ])
             .args(["--ipc", "--uts", "setpriv", "--no-new-privs", "prlimit"])
             .arg(format!("--nofile={}", limits.open_files))
             .arg(format!("--nproc={}", limits.processes))
