@@ -22,12 +22,13 @@ CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
-.PHONY: help demo test bench fuzz mutants soak deps test-deps build setup lint doc root clean
+.PHONY: help demo test bench compat fuzz mutants soak deps test-deps build setup lint doc root clean
 
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
 	@echo "make test    the same, and every check: format, lints, docs, unit, integration and root tests"
 	@echo "make bench   latency against plain runsc and native Python, and 1,000 kills"
+	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make mutants every control taken out once, and the test that must fail then"
 	@echo "make soak    mutants, 10 minutes of each fuzz target, the tests twenty times, benchmarks"
@@ -42,6 +43,10 @@ test: root lint doc setup test-deps
 bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
+
+# An hour at most; the table is in the state directory as well, after each module.
+compat: setup
+	TAKO_VM_COMPAT=rest cargo test --locked --test compat -- --include-ignored --nocapture
 
 # New inputs go below target; what a target fails on lies in fuzz/artifacts then. Images are unpacked in
 # memory, since they are synced to disk a hundred times a second.

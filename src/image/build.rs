@@ -136,7 +136,7 @@ fn unpack(
             Ok(_) => {
                 let made = shop.path().join("tree");
                 place::publish_directory(&made, &images.tree(recipe)).map_err(in_place)?;
-                return remove_other_trees(images, recipe);
+                return remove_unused_trees(images, recipe);
             }
             Err(source) => failure = Some(source),
         }
@@ -201,10 +201,20 @@ fn bootstrap_arguments(
     arguments
 }
 
-fn remove_other_trees(images: &Images, recipe: &Recipe) -> Result<(), BuildError> {
-    let kept = images.tree(recipe);
+/// Removes the trees that no image is made from any more, once this recipe's is there.
+fn remove_unused_trees(images: &Images, recipe: &Recipe) -> Result<(), BuildError> {
+    // A manifest that cannot be read may belong to any tree: then all of them stay.
+    let Ok(manifests) = images.list() else {
+        return Ok(());
+    };
+    let others = manifests.iter().filter(|image| image.name != recipe.name);
+    let used = others.map(|image| image.recipe_digest.to_string());
+    let kept: Vec<PathBuf> = used
+        .chain([recipe.digest.to_string()])
+        .map(|digest| images.trees().join(digest))
+        .collect();
     for path in place::entries(&images.trees()).map_err(in_place)? {
-        if path != kept {
+        if !kept.contains(&path) {
             place::remove(&path).map_err(in_place)?;
         }
     }
@@ -361,6 +371,47 @@ mod tests {
         assert_eq!(read.sha256, sha256);
         assert!(package("tzdata\t2025b\tall").is_none());
         assert!(package("tzdata\t2025b\tall\tnot-a-digest").is_none());
+    }
+
+    fn add_manifest(images: &Images, recipe: &Recipe) {
+        let manifest = Manifest {
+            name: recipe.name.clone(),
+            digest: Digest::of(b"rootfs"),
+            size_bytes: 6,
+            tree_bytes: 6,
+            python: "3.11.2".to_owned(),
+            packages: Vec::new(),
+            recipe_digest: recipe.digest,
+            init_digest: recipe::init_digest(),
+            protocol: tako_guest::PROTOCOL,
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let path = images.manifest_path(&recipe.name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        place::write(&path, &serde_json::to_vec(&manifest).unwrap(), 0o444).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn the_trees_of_other_images_are_kept_and_those_of_none_are_not() {
+        let state = tempfile::tempdir().unwrap();
+        let images = Images::at(state.path());
+        let new = Recipe::python().unwrap();
+        let old = new.clone().with(new.name.clone(), &["since-left-out"]);
+        let other = new.clone().with("other".parse().unwrap(), &[]);
+        let nobodys = new.clone().with("gone".parse().unwrap(), &[]);
+        for recipe in [&old, &other] {
+            add_manifest(&images, recipe);
+        }
+        for recipe in [&new, &old, &other, &nobodys] {
+            fs::create_dir_all(images.tree(recipe)).unwrap();
+        }
+        remove_unused_trees(&images, &new).unwrap();
+        let there = |recipe| images.tree(recipe).exists();
+        assert_eq!(
+            [&new, &old, &other, &nobodys].map(there),
+            [true, false, true, false]
+        );
     }
 
     #[test]

@@ -106,6 +106,19 @@ impl Recipe {
             digest: digest_of_parts(&parts),
         })
     }
+
+    /// This one under another name, with further packages.
+    #[must_use]
+    pub fn with(mut self, name: ImageName, packages: &[&str]) -> Self {
+        let digest = self.digest.to_string();
+        let mut parts = vec![digest.as_bytes(), name.as_str().as_bytes()];
+        parts.extend(packages.iter().map(|package| package.as_bytes()));
+        self.digest = digest_of_parts(&parts);
+        self.name = name;
+        self.packages
+            .extend(packages.iter().map(ToString::to_string));
+        self
+    }
 }
 
 /// SHA-256 of [`ADDITIONS`] and [`MAKE_EROFS`]: the last, cheap step.
@@ -141,6 +154,17 @@ mod tests {
         for package in &recipe.packages {
             assert!(package.chars().all(plain), "{package}");
         }
+    }
+
+    #[test]
+    fn further_packages_make_another_recipe() {
+        let python = Recipe::python().unwrap();
+        let name: ImageName = "science".parse().unwrap();
+        let science = python.clone().with(name.clone(), &["python3-numpy"]);
+        assert_eq!(science.name, name);
+        assert_eq!(science.packages.len(), python.packages.len() + 1);
+        assert_ne!(science.digest, python.digest);
+        assert_ne!(science.digest, python.clone().with(name, &[]).digest);
     }
 
     #[test]
