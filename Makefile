@@ -44,13 +44,13 @@ bench: setup
 	cargo bench --locked --bench latency
 	cargo bench --locked --bench pure
 
-# An hour at most; the table is in the state directory as well, after each module.
+# About an hour; the table is in the state directory as well, after each module.
 compat: setup
 	TAKO_VM_COMPAT=rest cargo test --locked --test compat -- --include-ignored --nocapture
 
 # New inputs go below target; what a target fails on lies in fuzz/artifacts then. Images are unpacked in
 # memory, since they are synced to disk a hundred times a second.
-fuzz: test-deps $(CARGO_FUZZ)
+fuzz: deps test-deps $(CARGO_FUZZ)
 	@for target in $(FUZZ_TARGETS); do \
 	  echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
 	  mkdir -p target/fuzz/corpus/$$target; \

@@ -15,7 +15,7 @@ pub(crate) const LISTS: [List; 2] = [
         tests: &[
             "contract::the_limits_that_the_program_sees_are_the_cgroups",
             "contract::a_program_is_in_one_leaf_of_every_hierarchy_and_nothing_of_it_is_elsewhere",
-            "contract::the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread",
+            "gvisor::the_sentry_is_an_unprivileged_user_under_a_filter_in_every_thread",
             "contract::processes_end_at_their_limit_with_an_error_of_the_programs_own",
             "contract::a_daemon_dies_with_the_job_and_does_not_hold_it_up",
             "seccomp::system_calls_that_the_profile_does_not_name_are_refused",
