@@ -337,11 +337,20 @@ fn a_runsc_that_does_not_apply_the_seccomp_profile_is_found() {
     );
     let report = Report::run(&copy.state(), &[]);
     // Init lets no program in, so nothing else can be tried out either.
-    let tried = ["denied_call", "limits", "out_of_memory", "runsc_features", "backstop"];
+    let tried = [
+        "denied_call",
+        "limits",
+        "out_of_memory",
+        "runsc_features",
+        "backstop",
+    ];
     assert_eq!(report.with("fail"), tried, "{:#}", report.document);
     for id in tried {
         let found = report.check(id)["found"].as_str().unwrap();
-        assert!(found.contains("the seccomp profile is not in force"), "{id}: {found}");
+        assert!(
+            found.contains("the seccomp profile is not in force"),
+            "{id}: {found}"
+        );
     }
     let fix = |id: &str| report.check(id)["fix"].as_str().unwrap();
     assert!(fix("denied_call").contains("do not run programs"));

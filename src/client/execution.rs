@@ -62,6 +62,11 @@ impl Execution {
         &self.outcome.id
     }
 
+    /// What ran it: `runsc`, or in permissive mode `runc` or `crun`.
+    pub fn runtime(&self) -> &'static str {
+        self.outcome.runtime
+    }
+
     /// How it ended. A program cannot choose anything but [`Termination::Exited`] and
     /// [`Termination::Signalled`].
     pub fn termination(&self) -> &Termination {

@@ -98,6 +98,9 @@ impl Error {
 /// A place to run untrusted Python: each program gets a gVisor sandbox of its own, which is used once
 /// and then destroyed.
 ///
+/// Where root's configuration asks for permissive mode it is a container instead, which is weaker:
+/// [`Execution::runtime`] says which it was.
+///
 /// It can be used for any number of programs, at once and one after the other; clones share it. Its
 /// futures need a tokio runtime with time and I/O enabled. The process becomes the parent of its
 /// orphans (`PR_SET_CHILD_SUBREAPER`), for as long as it lives.

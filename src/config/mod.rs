@@ -92,7 +92,9 @@ impl Config {
     /// or would weaken the isolation.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        if file.is_none() && !path.exists() {
+        // Anything else that is wrong with it, such as a link that leads nowhere, is an error.
+        let absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        if file.is_none() && path.symlink_metadata().is_err_and(absent) {
             return Ok(Self::default());
         }
         let failed = |source| ConfigError::Read {

@@ -7,6 +7,10 @@
 use super::{SandboxError, TeardownError};
 use crate::sys::cgroup::{Hierarchies, Leaf, LeafLimits};
 use crate::sys::held::{Held, Registry};
+use crate::sys::place::PlaceError;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +25,16 @@ pub(super) fn records(state_dir: &Path) -> Registry {
 /// Where the directories of collected files lie.
 pub(super) fn spools(state_dir: &Path) -> Registry {
     Registry::at(state_dir.join("spools"), "spool-")
+}
+
+/// The file of a record that says which directory it was made as: a copy of a state directory has the
+/// names of the original's sandboxes, and their cgroups belong to whoever holds the original.
+const IDENTITY: &str = "identity";
+
+/// Device and inode of a record.
+fn identity(held: &Held) -> io::Result<String> {
+    let directory = held.directory().metadata()?;
+    Ok(format!("{}:{}", directory.dev(), directory.ino()))
 }
 
 /// A record that is held, and its cgroup. Dropped without having been removed, everything inside is
@@ -39,6 +53,11 @@ impl Record {
         hierarchies: &Hierarchies,
         limits: LeafLimits,
     ) -> Result<Self, SandboxError> {
+        // Before the cgroup: one without it in its record is nobody's to remove.
+        let path = held.path().join(IDENTITY);
+        identity(&held)
+            .and_then(|text| fs::write(&path, text))
+            .map_err(|source| SandboxError::Directory(PlaceError::Write { path, source }))?;
         match hierarchies.create(held.name(), limits) {
             Ok(leaf) => Ok(Self {
                 leaf,
@@ -57,8 +76,14 @@ impl Record {
 
     /// What an owner who is gone has left.
     pub(super) fn of_the_dead(held: Held, hierarchies: &Hierarchies) -> Self {
+        let mut leaf = hierarchies.adopt(held.name());
+        let made_as = fs::read_to_string(held.path().join(IDENTITY));
+        let is_the_one = made_as.is_ok_and(|made_as| identity(&held).is_ok_and(|is| is == made_as));
+        if !is_the_one {
+            leaf.abandon();
+        }
         Self {
-            leaf: hierarchies.adopt(held.name()),
+            leaf,
             held,
             finished: false,
         }

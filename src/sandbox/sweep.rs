@@ -7,7 +7,7 @@ use super::record::{Record, records, spools};
 use super::{SandboxError, TeardownError};
 use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::held::{Held, Registry};
-use crate::sys::place::PlaceError;
+use crate::sys::place::{self, PlaceError};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -43,8 +43,10 @@ pub struct Left {
 /// Removes every sandbox and spool of `state_dir` whose owner is gone: processes, cgroup, directory.
 ///
 /// # Errors
-/// When it cannot even be looked for. What cannot be removed is in [`Swept::left`].
+/// When it cannot even be looked for, or others than root can write there. What cannot be removed is in [`Swept::left`].
 pub fn sweep(state_dir: &Path) -> Result<Swept, SandboxError> {
+    // In a directory of somebody else's a record could be made for any sandbox that lives.
+    let state_dir = &place::trusted(state_dir).map_err(SandboxError::Sweep)?;
     // Without an abandoned sandbox, no cgroup directory is made and removed again.
     if records(state_dir)
         .abandoned()

@@ -276,7 +276,8 @@ impl Hierarchies {
     /// Makes the leaf `name` in every hierarchy, sets its limits and reads them back.
     ///
     /// # Errors
-    /// When a directory of that name exists, or a limit does not hold. Nothing is left behind.
+    /// When a directory of that name exists, a limit does not hold, or a counter is missing (version 2
+    /// has `memory.peak` since Linux 5.19). Nothing is left behind.
     pub fn create(&self, name: &str, limits: LeafLimits) -> Result<Leaf> {
         let mut leaf = Leaf {
             hierarchies: self.clone(),
@@ -286,6 +287,10 @@ impl Hierarchies {
         // On an error the leaf's `Drop` takes back what was made.
         leaf.make()?;
         leaf.limit(limits)?;
+        // What is asked for at the end has to be there before anything is run.
+        leaf.memory_peak()?;
+        leaf.oom_kills()?;
+        leaf.cpu_time()?;
         Ok(leaf)
     }
 

@@ -10,7 +10,7 @@ use crate::host::{
 use nix::sys::signal::{Signal, raise};
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -397,10 +397,19 @@ fn plant_cgroup(hierarchies: &Hierarchies, id: &str) -> tokio::process::Child {
     child
 }
 
+/// Makes a record as a sandbox does before its cgroup.
+fn plant_record(path: &Path) {
+    fs::create_dir_all(path).unwrap();
+    let directory = fs::metadata(path).unwrap();
+    let identity = format!("{}:{}", directory.dev(), directory.ino());
+    fs::write(path.join("identity"), identity).unwrap();
+}
+
 fn plant(state_dir: &Path, hierarchies: &Hierarchies) -> (String, tokio::process::Child) {
     let id = id();
     let record = state_dir.join("sandboxes").join(&id);
-    fs::create_dir_all(record.join("runsc")).unwrap();
+    plant_record(&record);
+    fs::create_dir(record.join("runsc")).unwrap();
     fs::write(record.join("runsc/state"), "").unwrap();
     let child = plant_cgroup(hierarchies, &id);
     (id, child)
@@ -468,13 +477,51 @@ async fn a_cgroup_that_is_half_there_is_removed_by_its_record() {
     // As a crash leaves it while it is made, and in an order that no crash leaves.
     for there in [&parents[..1], &parents[parents.len() - 1..]] {
         let id = id();
-        fs::create_dir_all(directory.path().join("sandboxes").join(&id)).unwrap();
+        plant_record(&directory.path().join("sandboxes").join(&id));
         for parent in there {
             // The parent too: the last process of others may just have removed it.
             fs::create_dir_all(parent.join(&id)).unwrap();
         }
         start_and_assert_clean(directory.path(), &[id]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_copy_of_a_state_directory_does_not_reach_the_sandboxes_of_the_original() {
+    let _alone = alone().await;
+    let (original, copy) = (directory(), directory());
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let id = id();
+    let mut child = plant_cgroup(&hierarchies, &id);
+    let _planted = Planted(cgroups_of(&id));
+    let record = original.path().join("sandboxes").join(&id);
+    plant_record(&record);
+    let copied = copy.path().join("sandboxes").join(&id);
+    fs::create_dir_all(&copied).unwrap();
+    fs::copy(record.join("identity"), copied.join("identity")).unwrap();
+    let swept = sweep(copy.path()).unwrap();
+    assert_eq!(swept.removed, [id.as_str()]);
+    assert!(!copied.exists());
+    assert!(child.try_wait().unwrap().is_none(), "it was killed");
+    let swept = sweep(original.path()).unwrap();
+    assert_eq!(swept.removed, [id.as_str()]);
+    assert!(!child.wait().await.unwrap().success());
+    assert_gone(&id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_directory_of_somebody_elses_is_not_swept() {
+    let _alone = alone().await;
+    let directory = directory();
+    let record = directory.path().join("sandboxes").join(id());
+    plant_record(&record);
+    let nobody = Some(65534);
+    std::os::unix::fs::chown(directory.path(), nobody, nobody).unwrap();
+    let refused = sweep(directory.path()).unwrap_err();
+    assert!(matches!(refused, SandboxError::Sweep(_)), "{refused:?}");
+    assert!(record.exists());
 }
 
 /// Takes away what a test has put where no sandbox would.

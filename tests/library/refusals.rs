@@ -25,8 +25,15 @@ fn chain(error: &Error) -> String {
 fn an_image_that_is_not_there_is_named_with_the_command_that_makes_it() {
     let error = refused(Sandbox::builder().image("perl"));
     assert!(matches!(error, Error::Image(_)), "{error:?}");
-    let expected = "no executor image named `perl` (there is: `python`): run `tako-vm setup`";
-    assert_eq!(chain(&error), expected);
+    let text = chain(&error);
+    assert!(
+        text.starts_with("no executor image named `perl` (there is: `"),
+        "{text}"
+    );
+    assert!(
+        text.contains("`python`") && text.ends_with("): run `tako-vm setup`"),
+        "{text}"
+    );
 
     let error = refused(Sandbox::builder().image("../python"));
     assert!(matches!(error, Error::Image(_)), "{error:?}");

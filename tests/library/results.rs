@@ -32,6 +32,7 @@ async fn a_program_that_fails_is_no_error_of_ours() {
     let done = run("int('x')").await;
     assert!(!done.success());
     assert_eq!(done.exit_code(), Some(1));
+    assert_eq!(done.runtime(), "runsc");
     let error = done.error().unwrap();
     assert_eq!(error.kind, "value_error");
     assert!(done.stderr().contains("invalid literal for int()"));

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_format_stays_what_version_1_says() {
+    fn the_wire_format_stays_what_version_2_says() {
         let mut wire = Vec::new();
         encode(
             &ToGuest::File {

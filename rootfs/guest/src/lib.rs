@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use frame::{Buffer, FrameError, MAX_CHUNK, MAX_FRAME, encode};
 
 /// The version that both ends must share; an image carries it in its manifest.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// Where `tako-init` lies inside an executor image.
 pub const INIT_PATH: &str = "/usr/lib/tako-vm/tako-init";
