@@ -506,7 +506,6 @@ async fn a_copy_of_a_state_directory_does_not_reach_the_sandboxes_of_the_origina
     assert!(child.try_wait().unwrap().is_none(), "it was killed");
     let swept = sweep(original.path()).unwrap();
     assert_eq!(swept.removed, [id.as_str()]);
-    assert!(!child.wait().await.unwrap().success());
     assert_gone(&id);
 }
 

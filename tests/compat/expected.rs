@@ -17,9 +17,6 @@ pub(crate) struct Expected {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cause {
     pub(crate) name: String,
-    /// Whether the tests end differently only now and then.
-    #[serde(default)]
-    varies: bool,
     /// By module. A name that ends with `*` stands for all that begin like it.
     tests: BTreeMap<String, Vec<String>>,
 }
@@ -61,8 +58,7 @@ impl Expected {
 
     /// Names of a module that no difference answers to any more.
     fn stale(&self, module: &str, differences: &[Difference]) -> Vec<&str> {
-        let steady = self.causes.iter().filter(|cause| !cause.varies);
-        let names = steady.flat_map(|cause| cause.names(module));
+        let names = self.causes.iter().flat_map(|cause| cause.names(module));
         let answered = |name: &&str| !differences.iter().any(|d| stands_for(name, &d.test));
         names.filter(answered).collect()
     }

@@ -24,8 +24,9 @@ OUTCOMES = ["ok", "skipped", "expected failure", "unexpected success", "failed",
 FURTHER_TESTS = "/usr/lib/pypy3.9"
 
 
-#: Where there is no UDP-Lite, the first of these ends the whole module. Left out on both sides.
-LEFT_OUT = ["*UDPLITE*"]
+#: Tests that end or hang their whole module in gVisor, which has no UDP-Lite and keeps the port of a
+#: refused connection for a while. Left out on both sides.
+LEFT_OUT = ["*UDPLITE*", "*NetworkConnectionAttributesTest.testSourceAddress"]
 
 
 def write(record):
