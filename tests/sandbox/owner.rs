@@ -44,7 +44,7 @@ fn test() -> &'static str {
 
 /// What this process is to do as an owner.
 pub(crate) fn orders() -> Option<String> {
-    std::env::var(VICTIM).ok()
+    std::env::var_os(VICTIM)?.into_string().ok()
 }
 
 /// Where an owner finds its image: in its own directory, if that has any.
