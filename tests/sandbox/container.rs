@@ -241,12 +241,23 @@ async fn an_owners_container_goes_with_its_mount_after_it_was_killed() {
     let mut cp = process::program("cp");
     cp.arg("--archive").arg(state_dir().join("images"));
     process::run(cp.arg(directory.path())).unwrap();
+    // As their next parent: a process group that falls to init is woken by the kernel.
+    process::become_subreaper().unwrap();
     let mut owner = Owner::stop(directory.path(), "Running", 1);
     let ids = owner::names(directory.path(), "sandboxes");
     assert_eq!(ids.len(), 1, "{ids:?}");
     let sandbox = Sandbox { id: ids[0].clone() };
+    // The runtime, init, and eight of the program, once it has forked.
+    let begun = Instant::now();
+    while sandbox.processes().len() < 10 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            sandbox.processes()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let pids: Vec<_> = sandbox.processes().iter().map(|(pid, _)| *pid).collect();
-    assert!(pids.len() > 4, "runtime, init, programs: {pids:?}");
     signal(&pids, Signal::SIGSTOP);
     let image = directory.path().join("images");
     assert!(!uses_of(&image).is_empty(), "it is mounted");
