@@ -19,7 +19,7 @@ pub(crate) use target::Target;
 use crate::config::{Config, SecurityMode};
 use crate::image::{Image, Images};
 use crate::job::{JobSpec, Maxima, SpecError};
-use crate::runc::Runc;
+use crate::runc::{Runc, RuncError};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, ProvisionError};
 use crate::sandbox::{Runtime, Sandboxes, Swept};
@@ -233,10 +233,18 @@ impl Sandbox {
     }
 }
 
+/// The container runtime of permissive mode; `None` in strict mode.
+pub(crate) fn container(config: &Config) -> Option<Result<Runc, RuncError>> {
+    match config.security_mode {
+        SecurityMode::Strict => None,
+        SecurityMode::Permissive(kind) => Some(Runc::find(kind)),
+    }
+}
+
 /// What programs are run with: as the configuration says, and nobody else.
 fn runtime(state_dir: &Path, config: &Config) -> Result<Runtime, Error> {
-    if let SecurityMode::Permissive(kind) = config.security_mode {
-        let runc = Runc::find(kind).map_err(|error| Error::Runtime(error.into()))?;
+    if let Some(runc) = container(config) {
+        let runc = runc.map_err(|error| Error::Runtime(error.into()))?;
         return Ok(runc.into());
     }
     let installed = provision::installed(state_dir).and_then(|runsc| {

@@ -163,6 +163,11 @@ impl Sandboxes {
         })
     }
 
+    /// What runs them.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
     /// What was cleared away when this was made, and what could not be.
     pub fn swept(&self) -> &Swept {
         &self.swept

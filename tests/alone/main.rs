@@ -10,6 +10,8 @@ mod flood;
 #[path = "../sandbox/host.rs"]
 #[expect(dead_code, reason = "the other crate uses all of it")]
 mod host;
+#[path = "../sandbox/owner.rs"]
+mod owner;
 mod residue;
 mod sweep;
 

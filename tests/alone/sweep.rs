@@ -1,132 +1,34 @@
 //! What a killed owner leaves is gone with the next start; what lives, and what is not ours, stays.
-//!
-//! The owners are processes of their own: this very program, started again with `VICTIM` set.
 
 use crate::alone;
 use crate::host::{
-    IMAGE, Part, Sandbox, assert_gone, cgroup_parents, cgroups_of, job, names_in, on_this_host,
-    processes_that_mention, runsc_binary, signal, state_dir,
+    IMAGE, Part, Sandbox, assert_gone, cgroup_parents, cgroups_of, job, names_in,
+    processes_that_mention, signal, state_dir,
 };
-use nix::sys::signal::{Signal, raise};
+use crate::owner::{
+    self, BRIEF, Owner, SPIN, assert_clean, directory, names, run, sandboxes,
+    start_and_assert_clean,
+};
+use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tako_vm::image::Images;
-use tako_vm::job::Termination;
-use tako_vm::runsc::Runsc;
 use tako_vm::sandbox::{
-    Order, SandboxError, Sandboxes, Step, Swept, TeardownError, orphans, strangers, sweep,
+    Order, SandboxError, Step, Swept, TeardownError, orphans, strangers, sweep,
 };
 use tako_vm::sys::cgroup::{Hierarchies, LeafLimits};
 use tako_vm::sys::process;
-use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
-
-/// From the beginning of a start until nothing of a killed owner is left.
-const PROMISE: Duration = Duration::from_secs(2);
-
-/// `SIGNAL STEP COUNT DIRECTORY`: what the owner is to do.
-const VICTIM: &str = "TAKO_VM_TEST_VICTIM";
-
-const BRIEF: &str = "open('/output/file', 'w').write('x'); print('done')";
-const SPIN: &str = "
-import os
-for _ in range(3): os.fork()
-while True: pass
-";
-const SLOW: &str = "import time; time.sleep(3); print('done')";
-
-/// A process that owns sandboxes, killed or not before the test ends.
-struct Owner(Child);
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        // One that has ended is no error.
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-impl Owner {
-    /// Runs `count` jobs at once in `directory`, and kills itself when all of them have reached `step`.
-    fn start(directory: &Path, step: &str, count: usize) -> Self {
-        Self::start_with(Signal::SIGKILL, directory, step, count)
-    }
-
-    fn start_with(signal: Signal, directory: &Path, step: &str, count: usize) -> Self {
-        let orders = format!("{signal} {step} {count} {}", directory.display());
-        let mut command = process::program(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "sweep::every_step_is_told_in_its_order"])
-            .args(["--include-ignored", "--nocapture"])
-            .env(VICTIM, orders)
-            .env("TAKO_VM_STATE_DIR", state_dir())
-            .stdout(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Like [`Owner::start`], but it only stops itself: what it owns lives and is not let go of.
-    fn stop(directory: &Path, step: &str, count: usize) -> Self {
-        let owner = Self::start_with(Signal::SIGSTOP, directory, step, count);
-        let status = format!("/proc/{}/status", owner.0.id());
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !fs::read_to_string(&status).unwrap().contains("State:\tT") {
-            assert!(Instant::now() < deadline, "it does not stop");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        owner
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.was_killed();
-    }
-
-    fn was_killed(&mut self) {
-        let status = self.0.wait().unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
-    }
-
-    fn ended_well(&mut self) {
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-fn sandboxes(state_dir: &Path) -> Sandboxes {
-    Sandboxes::prepare(state_dir, Runsc::new(runsc_binary())).unwrap()
-}
-
-/// Names in a directory of the state directory, which may not be there yet.
-fn names(state_dir: &Path, kind: &str) -> Vec<String> {
-    let directory = state_dir.join(kind);
-    if directory.exists() {
-        names_in(&directory)
-    } else {
-        Vec::new()
-    }
-}
 
 fn mounts() -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     mounts.lines().count()
-}
-
-/// Checks that of these sandboxes, and of everything in the state directory, nothing is left.
-fn assert_clean(state_dir: &Path, ids: &[String]) {
-    for id in ids {
-        assert_gone(id);
-    }
-    for kind in ["sandboxes", "spools"] {
-        assert_eq!(names(state_dir, kind), Vec::<String>::new(), "{kind}");
-    }
-    let processes = processes_that_mention(&state_dir.display().to_string());
-    assert_eq!(processes, Vec::<String>::new());
 }
 
 /// Waits until there are so many sandboxes, and returns their names.
@@ -161,8 +63,8 @@ fn bury() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn every_step_is_told_in_its_order() {
-    if let Some(orders) = std::env::var_os(VICTIM) {
-        return own(orders.to_str().unwrap()).await;
+    if let Some(orders) = owner::orders() {
+        return owner::own(&orders).await;
     }
     let _alone = alone().await;
     let directory = directory();
@@ -175,87 +77,6 @@ async fn every_step_is_told_in_its_order() {
     let expected = Step::ALL.map(|step| (id.clone(), step));
     assert_eq!(*seen.lock().unwrap(), expected);
     assert_clean(directory.path(), &[id]);
-}
-
-/// The life of an owner, up to the step at which it kills itself.
-async fn own(orders: &str) {
-    let [signal, step, count, directory] = orders.splitn(4, ' ').collect::<Vec<_>>()[..] else {
-        panic!("{orders}");
-    };
-    let last = Step::ALL.into_iter().find(|one| format!("{one:?}") == step);
-    let count: usize = count.parse().unwrap();
-    let signal: Signal = signal.parse().unwrap();
-    let reached = AtomicUsize::new(0);
-    let sandboxes = sandboxes(Path::new(directory)).observed(move |_, step| {
-        if Some(step) == last && reached.fetch_add(1, Ordering::SeqCst) + 1 == count {
-            raise(signal).unwrap();
-        }
-    });
-    let code = match last {
-        None => SLOW,
-        Some(Step::Running) => SPIN,
-        Some(_) => BRIEF,
-    };
-    let runs = (0..count).map(|_| {
-        let sandboxes = sandboxes.clone();
-        tokio::spawn(async move { run(&sandboxes, code).await })
-    });
-    for one in runs.collect::<Vec<_>>() {
-        one.await.unwrap();
-    }
-    assert_eq!(last, None, "it was to be killed");
-}
-
-/// Runs a job that prints `done`, and returns the id of its sandbox.
-async fn run(sandboxes: &Sandboxes, code: &str) -> String {
-    let image = Images::at(&state_dir()).find(IMAGE).unwrap();
-    let spool = sandboxes.spool().unwrap();
-    let order = Order {
-        image: &image.path,
-        job: &job(code),
-        spool: spool.path(),
-        events: None,
-        cancel: CancellationToken::new(),
-    };
-    let outcome = sandboxes.run(order).await.unwrap();
-    assert_eq!(outcome.termination, Termination::Exited(0));
-    assert_eq!(outcome.stdout.bytes, b"done\n");
-    outcome.id
-}
-
-/// A state directory of a test's own, swept once more at its end: a test that fails must not leave
-/// what it looked for.
-struct State(TempDir);
-
-impl State {
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        sweep(self.path()).ok();
-    }
-}
-
-fn directory() -> State {
-    let mut builder = tempfile::Builder::new();
-    State(builder.prefix("tako-vm-test-").tempdir().unwrap())
-}
-
-/// Starts once, and checks what that took and what it took away.
-fn start_and_assert_clean(state_dir: &Path, ids: &[String]) -> Duration {
-    let begun = Instant::now();
-    let started = sandboxes(state_dir);
-    let took = begun.elapsed();
-    let left = &started.swept().left;
-    assert!(left.is_empty(), "{left:?} after {took:?}");
-    assert_clean(state_dir, ids);
-    assert!(took < on_this_host(PROMISE), "{took:?}");
-    let swept = &started.swept().removed;
-    assert!(ids.iter().all(|id| swept.contains(id)), "{swept:?}");
-    took
 }
 
 #[tokio::test(flavor = "multi_thread")]

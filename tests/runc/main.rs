@@ -16,6 +16,9 @@ mod contract;
 mod host;
 #[path = "../sandbox/output.rs"]
 mod output;
+#[path = "../sandbox/owner.rs"]
+#[expect(dead_code, reason = "the crate `alone` uses all of it")]
+mod owner;
 #[path = "../sandbox/seccomp.rs"]
 mod seccomp;
 #[path = "../sandbox/termination.rs"]

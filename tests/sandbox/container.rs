@@ -1,10 +1,15 @@
 //! What is particular to a container of permissive mode.
 
-use crate::host::{Company, Host, Part, job, names_in, script};
+use crate::host::{Company, Host, Part, Sandbox, job, names_in, script, signal, state_dir};
+use crate::owner::{self, Owner, directory, start_and_assert_clean};
+use nix::sys::signal::Signal;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tako_vm::job::Termination;
+use tako_vm::sys::process;
 use tokio::sync::mpsc;
 
 /// Looked at from outside: root of the container is nobody here, and every process that it has is
@@ -203,6 +208,78 @@ async fn a_container_that_is_not_confined_is_given_no_program() {
         assert!(
             why.contains(&format!("has no line `{line}")),
             "{change}: {why}"
+        );
+    }
+}
+
+/// Mounts of any process, and loop devices, in which a file below `directory` is.
+fn uses_of(directory: &Path) -> BTreeSet<String> {
+    let directory = format!("{}/", directory.display());
+    let lines = |path: String| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mounts = names_in(Path::new("/proc"))
+        .into_iter()
+        .flat_map(|pid| lines(format!("/proc/{pid}/mountinfo")));
+    let devices = names_in(Path::new("/sys/block"))
+        .into_iter()
+        .flat_map(|name| lines(format!("/sys/block/{name}/loop/backing_file")));
+    let all = mounts.chain(devices);
+    all.filter(|line| line.contains(&directory)).collect()
+}
+
+/// Its processes are stopped, so that none of them can end by itself: the sweep has to do it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn an_owners_container_goes_with_its_mount_after_it_was_killed() {
+    if let Some(orders) = owner::orders() {
+        return owner::own(&orders).await;
+    }
+    let directory = directory();
+    // An image of its own, which no other test mounts.
+    let mut cp = process::program("cp");
+    cp.arg("--archive").arg(state_dir().join("images"));
+    process::run(cp.arg(directory.path())).unwrap();
+    // As their next parent: a process group that falls to init is woken by the kernel.
+    process::become_subreaper().unwrap();
+    let mut owner = Owner::stop(directory.path(), "Running", 1);
+    let ids = owner::names(directory.path(), "sandboxes");
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    let sandbox = Sandbox { id: ids[0].clone() };
+    // The runtime, init, and eight of the program, once it has forked.
+    let begun = Instant::now();
+    while sandbox.processes().len() < 10 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            sandbox.processes()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pids: Vec<_> = sandbox.processes().iter().map(|(pid, _)| *pid).collect();
+    signal(&pids, Signal::SIGSTOP);
+    let image = directory.path().join("images");
+    assert!(!uses_of(&image).is_empty(), "it is mounted");
+    owner.kill();
+    sandbox.parts(Part::Sentry);
+    let begun = Instant::now();
+    let took = start_and_assert_clean(directory.path(), &ids);
+    println!("swept in {took:?}");
+    // The kernel takes a mount apart a moment after its last process.
+    while !uses_of(&image).is_empty() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            uses_of(&image)
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for pid in pids {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        assert!(
+            status.is_empty() || status.contains("State:\tZ"),
+            "{status}"
         );
     }
 }

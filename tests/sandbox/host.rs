@@ -49,7 +49,7 @@ pub(crate) fn container() -> Option<Kind> {
 }
 
 /// What this crate runs programs with, or something in its place.
-fn runtime(binary: &Path) -> Runtime {
+pub(crate) fn runtime(binary: &Path) -> Runtime {
     match container() {
         None => Runsc::new(binary).into(),
         Some(kind) => Runc::new(kind, binary).into(),

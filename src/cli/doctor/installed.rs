@@ -4,6 +4,7 @@ use super::report::Check;
 use crate::cli::{USER, one_line, setup};
 use crate::config::{Config, ConfigError};
 use crate::image::{Image, Images};
+use crate::runc::{Runc, RuncError};
 use crate::runsc::provision::{self, CURRENT_RELEASE, Installed, ProvisionError};
 use crate::runsc::release;
 use crate::sys::account;
@@ -36,8 +37,16 @@ pub(super) fn privileges(result: &Result<(), PrivilegeError>) -> Check {
     }
 }
 
-pub(super) fn configuration(config: &Result<Config, ConfigError>, file: Option<&Path>) -> Check {
+/// The configuration, and the container runtime if it asks for one in place of gVisor.
+pub(super) fn configuration(
+    config: &Result<Config, ConfigError>,
+    file: Option<&Path>,
+    container: Option<&Result<Runc, RuncError>>,
+) -> Check {
     let path = file.unwrap_or(Path::new(crate::config::DEFAULT_FILE));
+    if let Some(container) = container {
+        return permissive(path, container);
+    }
     match config {
         Ok(_) if path.exists() => Check::ok("configuration", format!("`{}`", path.display())),
         Ok(_) => Check::ok("configuration", "the defaults"),
@@ -45,6 +54,28 @@ pub(super) fn configuration(config: &Result<Config, ConfigError>, file: Option<&
             "configuration",
             one_line(error),
             format!("mend `{}`: no command runs until then", path.display()),
+        ),
+    }
+}
+
+fn permissive(path: &Path, container: &Result<Runc, RuncError>) -> Check {
+    let path = path.display();
+    match container {
+        Ok(runc) => Check::warn(
+            "configuration",
+            format!(
+                "`{path}`, permissive mode: programs run in `{}` containers and share the kernel of this host, \
+                 which is weaker isolation than gVisor",
+                runc.kind().name()
+            ),
+            format!(
+                "where gVisor runs, take `security_mode` and `container_runtime` out of `{path}`, then {SETUP}"
+            ),
+        ),
+        Err(error) => Check::fail(
+            "configuration",
+            format!("`{path}`, permissive mode: {}", one_line(error)),
+            "let the package manager install it, where root alone can change it: no job runs until then",
         ),
     }
 }

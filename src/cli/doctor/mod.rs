@@ -9,11 +9,12 @@ mod leftovers;
 mod report;
 
 use super::{Failure, INTERRUPTED, one_line, run};
+use crate::client;
 use crate::config::{Config, ConfigError};
 use crate::image::Image;
+use crate::runc::{Runc, RuncError};
 use crate::runsc::Runsc;
-use crate::runsc::provision::Installed;
-use crate::sandbox::{self, SandboxError, Sandboxes, SelfTestError, SelfTests};
+use crate::sandbox::{self, Runtime, SandboxError, Sandboxes, SelfTestError, SelfTests};
 use crate::sys::privilege::{self, PrivilegeError};
 use report::{Check, Report, Verdict};
 use std::io;
@@ -87,7 +88,7 @@ pub(super) async fn run(
 }
 
 /// What sandboxes are made of, or what to say of the tests that need some.
-type Ready = Result<(Image, Installed), fn(&'static str) -> Check>;
+type Ready = Result<(Image, Runtime), fn(&'static str) -> Check>;
 
 /// The checks that need root, in the order in which they are told, without the live ones.
 const ROOTS_CHECKS: [&str; 5] = [
@@ -97,6 +98,9 @@ const ROOTS_CHECKS: [&str; 5] = [
     "runsc_release",
     "leftovers",
 ];
+
+/// What is found of runsc in permissive mode.
+const NOT_USED: &str = "not used: permissive mode";
 
 /// What is examined.
 struct Host<'a> {
@@ -113,7 +117,9 @@ impl Host<'_> {
         for check in host::checks(self.state_dir) {
             report.take(check)?;
         }
-        report.take(installed::configuration(self.config, self.file))?;
+        let container = self.config.as_ref().ok().and_then(client::container);
+        let check = installed::configuration(self.config, self.file, container.as_ref());
+        report.take(check)?;
         report.take(installed::user())?;
         if matches!(privileges, Err(PrivilegeError::NotRoot)) {
             for id in ROOTS_CHECKS {
@@ -121,14 +127,34 @@ impl Host<'_> {
             }
             return Ok(Err(Check::needs_root));
         }
-        self.examine_state(report)
+        self.examine_state(report, container)
     }
 
     /// What lies in the state directory.
-    fn examine_state(&self, report: &mut Report) -> io::Result<Ready> {
+    fn examine_state(
+        &self,
+        report: &mut Report,
+        container: Option<Result<Runc, RuncError>>,
+    ) -> io::Result<Ready> {
         report.take(installed::state_directory(self.state_dir))?;
         let (check, image) = installed::image(self.state_dir);
         report.take(check)?;
+        let runtime = match container {
+            None => self.examine_runsc(report)?.map(Runtime::from),
+            Some(runc) => {
+                for id in ["runsc", "runsc_release"] {
+                    report.take(Check::ok(id, NOT_USED))?;
+                }
+                runc.ok().map(Runtime::from)
+            }
+        };
+        report.take(leftovers::check(self.state_dir, self.fix))?;
+        Ok(image
+            .zip(runtime)
+            .ok_or(|id| Check::unknown(id, "it takes an image and a runtime")))
+    }
+
+    fn examine_runsc(&self, report: &mut Report) -> io::Result<Option<Runsc>> {
         let (check, runsc) = installed::runsc(self.state_dir);
         report.take(check)?;
         let config = self.config.as_ref().ok();
@@ -137,10 +163,7 @@ impl Host<'_> {
             Some(runsc) => installed::runsc_release(runsc, minimum),
             None => Check::unknown("runsc_release", "there is no runsc to use"),
         })?;
-        report.take(leftovers::check(self.state_dir, self.fix))?;
-        Ok(image
-            .zip(runsc)
-            .ok_or(|id| Check::unknown(id, "it takes an image and a runsc")))
+        Ok(runsc.map(|runsc| Runsc::new(runsc.binary)))
     }
 }
 
@@ -151,15 +174,16 @@ async fn try_out(
     state_dir: &Path,
     cancel: &CancellationToken,
 ) -> io::Result<()> {
-    let (image, runsc) = match ready {
+    let (image, runtime) = match ready {
         Ok(ready) => ready,
         Err(check) => return not_tried(report, check),
     };
     // Clearing away is for whoever asks for it.
-    let sandboxes = match Sandboxes::prepare_without_sweep(state_dir, Runsc::new(runsc.binary)) {
+    let sandboxes = match Sandboxes::prepare_without_sweep(state_dir, runtime) {
         Ok(sandboxes) => sandboxes,
         Err(error) => return not_tried(report, |id| unfit(id, &error)),
     };
+    let runtime = sandboxes.runtime().clone();
     let begun = Instant::now();
     let tests = SelfTests {
         sandboxes,
@@ -174,7 +198,7 @@ async fn try_out(
     for (id, test) in LIVE_CHECKS.into_iter().zip(start(tests)) {
         report.wait_for(id)?;
         let found = test.await.unwrap_or_else(|error| Err(one_line(&error)));
-        report.take(judge(id, found))?;
+        report.take(judge(id, found, &runtime))?;
     }
     let live_ms = begun.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
     report.live_ms = Some(live_ms);
@@ -198,6 +222,9 @@ fn start(tests: SelfTests) -> [JoinHandle<Found>; 5] {
 
 /// The features by which setup chooses a runsc, found by using them once more.
 async fn features(tests: &SelfTests) -> Found {
+    if let Runtime::Container(_) = tests.sandboxes.runtime() {
+        return Ok(NOT_USED.to_owned());
+    }
     let probing = sandbox::probe(&tests.sandboxes, &tests.image, CHECKPOINT);
     // Dropped half-way, a sandbox goes with everything in it.
     match tests.cancel.run_until_cancelled(probing).await {
@@ -221,12 +248,15 @@ fn unfit(id: &'static str, error: &SandboxError) -> Check {
     )
 }
 
-fn judge(id: &'static str, found: Found) -> Check {
-    let fix = match id {
-        "denied_call" | "runsc_features" => {
+fn judge(id: &'static str, found: Found, runtime: &Runtime) -> Check {
+    let fix = match (id, runtime) {
+        ("denied_call" | "runsc_features", Runtime::Gvisor(_)) => {
             "do not run programs on this host; `sudo tako-vm setup --runsc` with a release of gVisor"
         }
-        "limits" | "out_of_memory" => {
+        ("denied_call", Runtime::Container(_)) => {
+            "do not run programs on this host; try another version of the container runtime"
+        }
+        ("limits" | "out_of_memory", _) => {
             "do not run programs on this host until the cgroups above are in order"
         }
         _ => {
