@@ -11,6 +11,7 @@ mod workshop;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use tako_vm::sys::process;
 use workshop::Workshop;
 
 /// A patch and its header.
@@ -79,6 +80,17 @@ fn every_header_is_complete_and_two_mutants_are_made_in_every_test_run() {
         }
     }
     assert_eq!(mutants.iter().filter(|mutant| mutant.is_cheap()).count(), 2);
+}
+
+#[test]
+#[ignore = "needs patch, which `make test` installs"]
+fn every_patch_applies() {
+    for mutant in mutants() {
+        let mut patch = process::program("patch");
+        patch.args(["--dry-run", "-p1", "-d", env!("CARGO_MANIFEST_DIR"), "-i"]);
+        let applied = process::run(patch.arg(&mutant.patch));
+        applied.unwrap_or_else(|error| panic!("{}: {error}", mutant.name()));
+    }
 }
 
 /// Two of them; all of them with `TAKO_VM_MUTANTS=all`, or those whose name contains its value.
