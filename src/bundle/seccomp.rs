@@ -6,9 +6,10 @@
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
 };
+use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompBuilder,
-    LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -62,20 +63,69 @@ struct Rule {
     args: Vec<LinuxSeccompArg>,
 }
 
-/// The same profile as Linux itself is to enforce it: with errors instead of tracers.
+/// Calls that in gVisor end in the sentry, and in Linux write out every file system of the host.
+const GVISOR_ONLY: [&str; 2] = ["sync", "syncfs"];
+
+/// Types and protocols of Internet sockets (`linux/in.h`): TCP, UDP, ping, and none named.
+///
+/// Linux asks the host for a module when it is asked for any other pair, whoever asks.
+const SOCKETS: [(u64, u64); 6] = [(1, 0), (1, 6), (2, 0), (2, 17), (2, 1), (2, 58)];
+
+/// The type in the second argument of `socket`, without its flags (`SOCK_TYPE_MASK`).
+const SOCKET_TYPE: u64 = 0xf;
+
+/// The same profile as Linux itself is to enforce it: with errors instead of tracers, without the
+/// calls that reach the whole host, and with no sockets that make the host load a module.
 ///
 /// runsc drops the number of an error, so the profile asks for a tracer where it wants ENOSYS. For
 /// Linux that is said outright: nobody who traces a container could then let such a call pass.
-pub(super) fn for_linux(mut seccomp: LinuxSeccomp) -> LinuxSeccomp {
-    let mut calls = seccomp.syscalls().clone().unwrap_or_default();
+///
+/// # Errors
+/// When oci-spec refuses a value, which would be a defect of ours.
+pub(super) fn for_linux(mut seccomp: LinuxSeccomp) -> Result<LinuxSeccomp, OciSpecError> {
+    let shipped = seccomp.syscalls().iter().flatten();
+    let calls: Result<Vec<_>, _> = shipped.map(without_modules).collect();
+    let mut calls = calls?.concat();
     for call in &mut calls {
+        let mut names = call.names().clone();
+        names.retain(|name| !GVISOR_ONLY.contains(&name.as_str()));
+        call.set_names(names);
         if call.action() == LinuxSeccompAction::ScmpActTrace {
             call.set_action(LinuxSeccompAction::ScmpActErrno)
                 .set_errno_ret(Some(libc::ENOSYS.unsigned_abs()));
         }
     }
     seccomp.set_syscalls(Some(calls));
-    seccomp
+    Ok(seccomp)
+}
+
+/// For Internet sockets, one rule for each of [`SOCKETS`]; any other rule as it is.
+///
+/// Linux's runtimes hold a rule to all its conditions, as long as no argument has two of them.
+fn without_modules(call: &LinuxSyscall) -> Result<Vec<LinuxSyscall>, OciSpecError> {
+    let families = [libc::AF_INET, libc::AF_INET6].map(|family| u64::from(family.unsigned_abs()));
+    let conditions = call.args().clone().unwrap_or_default();
+    let internet = conditions.iter().any(|arg| families.contains(&arg.value()));
+    if call.names() != &["socket"] || !internet {
+        return Ok(vec![call.clone()]);
+    }
+    let narrowed = SOCKETS.into_iter().map(|(kind, protocol)| {
+        let kind = LinuxSeccompArgBuilder::default()
+            .index(1usize)
+            .value(SOCKET_TYPE)
+            .value_two(kind)
+            .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
+            .build()?;
+        let protocol = LinuxSeccompArgBuilder::default()
+            .index(2usize)
+            .value(protocol)
+            .op(LinuxSeccompOperator::ScmpCmpEq)
+            .build()?;
+        let mut call = call.clone();
+        call.set_args(Some([&conditions[..], &[kind, protocol]].concat()));
+        Ok(call)
+    });
+    narrowed.collect()
 }
 
 /// The shipped profile, checked and compiled once with libseccomp.
@@ -210,19 +260,36 @@ mod tests {
     }
 
     #[test]
-    fn for_linux_it_is_the_same_with_errors_instead_of_tracers() {
+    fn for_linux_it_is_the_same_without_tracers_host_wide_calls_and_modules() {
         let shipped = load().unwrap();
-        let linux = for_linux(shipped.clone());
+        let linux = for_linux(shipped.clone()).unwrap();
         let rules = |seccomp: &LinuxSeccomp| seccomp.syscalls().clone().unwrap();
         let changed: Vec<_> = rules(&linux)
             .into_iter()
             .filter(|rule| !rules(&shipped).contains(rule))
             .collect();
-        assert_eq!(rules(&linux).len(), rules(&shipped).len());
-        assert_eq!(changed.len(), 1);
-        assert_eq!(changed[0].names(), &["clone3"]);
-        assert_eq!(changed[0].action(), LinuxSeccompAction::ScmpActErrno);
-        assert_eq!(changed[0].errno_ret(), Some(38));
+        let added = 2 * (SOCKETS.len() - 1);
+        assert_eq!(rules(&linux).len(), rules(&shipped).len() + added);
+        let (sockets, others): (Vec<_>, Vec<_>) = changed
+            .into_iter()
+            .partition(|rule| rule.names() == &["socket"]);
+        assert_eq!(sockets.len(), 2 * SOCKETS.len());
+        for rule in sockets {
+            let indices = rule.args().iter().flatten().map(|arg| arg.index());
+            assert_eq!(indices.collect::<Vec<_>>(), [0, 1, 2]);
+        }
+        assert_eq!(others.len(), 2);
+        assert!(others[0].names().iter().any(|name| name == "fsync"));
+        assert!(rules(&linux).iter().all(|rule| {
+            let names = rule.names();
+            !names.is_empty()
+                && !names
+                    .iter()
+                    .any(|name| GVISOR_ONLY.contains(&name.as_str()))
+        }));
+        assert_eq!(others[1].names(), &["clone3"]);
+        assert_eq!(others[1].action(), LinuxSeccompAction::ScmpActErrno);
+        assert_eq!(others[1].errno_ret(), Some(38));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const RUN_BYTES: u64 = 1 << 20;
 /// Size of a container's `/dev`: a handful of entries.
 const DEV_BYTES: u64 = 64 << 10;
 
+/// Bytes that a program in a container may lock in memory: Linux's own default before 5.16.
+const LOCKED_BYTES: u64 = 64 << 10;
+
 /// The uids and gids of a container: init's, and the program's. Nobody else is known inside.
 const IDS: [u32; 2] = [0, 1000];
 
@@ -143,7 +146,7 @@ fn linux(profile: &Profile) -> Result<Linux, OciSpecError> {
     match *isolation {
         Isolation::Gvisor { .. } => linux.set_seccomp(Some(profile.seccomp.clone())),
         Isolation::Container { first_id, .. } => linux
-            .set_seccomp(Some(seccomp::for_linux(profile.seccomp.clone())))
+            .set_seccomp(Some(seccomp::for_linux(profile.seccomp.clone())?))
             .set_uid_mappings(Some(id_mappings(first_id)?))
             .set_gid_mappings(Some(id_mappings(first_id)?))
             .set_masked_paths(Some(MASKED.map(str::to_owned).to_vec()))
@@ -179,16 +182,21 @@ fn annotations(isolation: &Isolation) -> HashMap<String, String> {
 }
 
 fn process(profile: &Profile) -> Result<Process, OciSpecError> {
-    ProcessBuilder::default()
+    let mut process = ProcessBuilder::default()
         .terminal(false)
         .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
         .args(vec![profile.init.to_owned()])
         .env(Vec::new())
         .cwd("/")
         .capabilities(capabilities()?)
-        .rlimits(rlimits(&profile.limits)?)
+        .rlimits(rlimits(profile)?)
         .no_new_privileges(true)
-        .build()
+        .build()?;
+    if let Isolation::Container { .. } = profile.isolation {
+        // A caller whom the kernel is to spare when memory is short does not pass that on.
+        process.set_oom_score_adj(Some(0));
+    }
+    Ok(process)
 }
 
 /// What init needs to start the program as another user and to kill it, and nothing to inherit.
@@ -203,13 +211,22 @@ fn capabilities() -> Result<LinuxCapabilities, OciSpecError> {
         .build()
 }
 
-fn rlimits(limits: &Limits) -> Result<Vec<PosixRlimit>, OciSpecError> {
-    let all = [
+fn rlimits(profile: &Profile) -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let limits = &profile.limits;
+    let mut all = vec![
         (PosixRlimitType::RlimitNofile, u64::from(limits.open_files)),
         (PosixRlimitType::RlimitNproc, u64::from(limits.processes)),
         (PosixRlimitType::RlimitFsize, limits.file_bytes),
         (PosixRlimitType::RlimitCore, 0),
     ];
+    if let Isolation::Container { .. } = profile.isolation {
+        // The host's own scheduler and memory: no real-time policy, no better priority, little locked.
+        all.extend([
+            (PosixRlimitType::RlimitRtprio, 0),
+            (PosixRlimitType::RlimitNice, 0),
+            (PosixRlimitType::RlimitMemlock, LOCKED_BYTES),
+        ]);
+    }
     let build = |(kind, bound)| {
         PosixRlimitBuilder::default()
             .typ(kind)

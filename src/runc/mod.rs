@@ -3,12 +3,17 @@
 //! For permissive mode alone. What runs in such a container is a process of the host's kernel: the
 //! seccomp profile is all that stands between a program and that kernel.
 
+use crate::sys::host;
 use crate::sys::mount::{self, Cgroups};
 use crate::sys::place::{self, PlaceError};
 use crate::sys::process;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// Where the kernel says what becomes of a core dump (core(5)).
+const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 
 /// Why there is no runtime to use.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,12 @@ pub enum RuncError {
         name: &'static str,
         source: PlaceError,
     },
+    #[error("cannot read `{CORE_PATTERN}`")]
+    CorePattern { source: io::Error },
+    #[error(
+        "the kernel hands core dumps to a program of the host (`{CORE_PATTERN}` is `{pattern}`), and one that crashes in a container would have it read by root: `sysctl -w kernel.core_pattern=core`"
+    )]
+    CoresHandedOn { pattern: String },
 }
 
 /// The runtimes that are known to work: Debian 12's runc 1.1.5 and crun 1.8.1.
@@ -60,8 +71,11 @@ impl Runc {
     /// The runtime that is installed in [`process::PATH`], where root alone can change it.
     ///
     /// # Errors
-    /// When there is none, or others could have put it there.
+    /// When there is none, others could have put it there, or this host hands core dumps on.
     pub fn find(kind: Kind) -> Result<Self, RuncError> {
+        let pattern =
+            host::setting(CORE_PATTERN).map_err(|source| RuncError::CorePattern { source })?;
+        require_cores_stay(&pattern.unwrap_or_default())?;
         let name = kind.name();
         let found = process::find(name.as_ref()).ok_or(RuncError::Missing { name })?;
         let binary = place::trusted(Path::new(&found))
@@ -103,9 +117,36 @@ impl Runc {
     }
 }
 
+/// Refuses a host on which a crash inside starts or calls a program outside (`|`; `@` since Linux 6.16).
+///
+/// No limit holds that back: the kernel heeds only the limit 1, which a program can lower to 0.
+fn require_cores_stay(pattern: &str) -> Result<(), RuncError> {
+    if pattern.starts_with(['|', '@']) {
+        return Err(RuncError::CoresHandedOn {
+            pattern: pattern.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_that_hands_core_dumps_to_a_program_is_refused() {
+        for pattern in ["|/usr/share/apport/apport %p", "@/run/coredump.socket"] {
+            let error = require_cores_stay(pattern).unwrap_err().to_string();
+            assert!(error.contains(pattern), "{error}");
+            assert!(
+                error.contains("sysctl -w kernel.core_pattern=core"),
+                "{error}"
+            );
+        }
+        for pattern in ["core", "/var/crash/%p|%e", ""] {
+            require_cores_stay(pattern).unwrap();
+        }
+    }
 
     fn arguments(kind: Kind) -> Vec<String> {
         let root = std::fs::File::open("/").unwrap().into();

@@ -23,6 +23,9 @@ const CONFINED: [&str; 4] = [
     "Seccomp:\t2",
 ];
 
+/// The namespaces that a container has of its own.
+const NAMESPACES: [&str; 7] = ["net", "pid", "mnt", "ipc", "uts", "cgroup", "user"];
+
 /// Why a program is not let into a container.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConfinementError {
@@ -50,6 +53,8 @@ pub(super) fn check(leaf: &Leaf, runtime: Option<i32>, id: u32) -> Result<(), Co
         return Err(ConfinementError::Nobody);
     }
     inside.into_iter().try_for_each(|pid| {
-        privilege::require_status(pid, &expected).map_err(ConfinementError::Status)
+        privilege::require_status(pid, &expected)
+            .and_then(|()| privilege::require_other_namespaces(pid, &NAMESPACES))
+            .map_err(ConfinementError::Status)
     })
 }

@@ -12,7 +12,7 @@ use rustix::mount::{
     move_mount,
 };
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ pub const POINT: &str = "/sys/firmware";
 
 /// How often a free loop device may be taken by somebody else before it is ours.
 const MAX_TRIES: u32 = 100;
+
+/// Bytes of one file that are read in advance: several times the largest that the shipped image has.
+const MAX_PRELOADED: u64 = 64 << 20;
 
 /// Why an image cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -89,18 +92,22 @@ fn mount_erofs(source: &Path) -> Result<OwnedFd, Errno> {
 
 /// Reads files of a detached mount, so that their pages are in memory and charged to this process.
 ///
-/// What is not there is left out; nothing but time is lost by that.
+/// What is not there, or no file, is left out, and of a file no more is read than [`MAX_PRELOADED`];
+/// nothing but time is lost by that.
 pub fn preload(root: &OwnedFd, files: &[&str]) {
     for file in files {
         let opened = openat2(
             root,
             *file,
-            OFlags::RDONLY | OFlags::CLOEXEC,
+            // Without waiting: a FIFO would otherwise hold us up until somebody writes to it.
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
             Mode::empty(),
             ResolveFlags::IN_ROOT,
         );
-        if let Ok(opened) = opened {
-            let read = io::copy(&mut File::from(opened), &mut io::sink());
+        if let Ok(opened) = opened.map(File::from)
+            && opened.metadata().is_ok_and(|found| found.is_file())
+        {
+            let read = io::copy(&mut opened.take(MAX_PRELOADED), &mut io::sink());
             drop(read);
         }
     }
@@ -268,6 +275,26 @@ mod tests {
         assert_eq!(hidden, "0\n");
         let visible = seen(detached(&image).unwrap(), Cgroups::Visible, list);
         assert_ne!(visible, "0\n");
+    }
+
+    #[test]
+    fn preloading_waits_for_no_fifo_and_reads_no_more_than_its_bound() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // With a writer that says nothing, a read would wait too.
+        let writer = OpenOptions::new().read(true).write(true).open(&fifo);
+        let endless = File::create(directory.path().join("endless")).unwrap();
+        endless.set_len(1 << 42).unwrap();
+        let root = OwnedFd::from(File::open(directory.path()).unwrap());
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            preload(&root, &["fifo", "missing", ".", "endless"]);
+            sender.send(()).unwrap();
+        });
+        done.recv_timeout(std::time::Duration::from_secs(20))
+            .unwrap();
+        drop(writer.unwrap());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use caps::{CapSet, Capability};
 use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// What running a sandbox takes: namespaces, mounts, other users' processes and files.
 const NEEDED: [Capability; 6] = [
@@ -39,6 +40,8 @@ pub enum PrivilegeError {
     Status { path: PathBuf, source: io::Error },
     #[error("`{}` has no line `{}`", path.display(), missing.escape_debug())]
     NotConfined { path: PathBuf, missing: String },
+    #[error("`{}` is that of the host", path.display())]
+    SharedNamespace { path: PathBuf },
 }
 
 /// Checks that this process is root and has what a sandbox takes.
@@ -96,6 +99,27 @@ pub fn require_status(pid: i32, lines: &[&str]) -> Result<(), PrivilegeError> {
         }),
         None => Ok(()),
     }
+}
+
+/// Checks that a process is in none of our namespaces of these kinds (`namespaces(7)`).
+///
+/// # Errors
+/// [`PrivilegeError::SharedNamespace`] names the first that it shares with us.
+pub fn require_other_namespaces(pid: i32, kinds: &[&str]) -> Result<(), PrivilegeError> {
+    let identity = |path: &Path| match fs::metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino())),
+        Err(source) => Err(PrivilegeError::Status {
+            path: path.to_owned(),
+            source,
+        }),
+    };
+    for kind in kinds {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/{kind}"));
+        if identity(&path)? == identity(&Path::new("/proc/self/ns").join(kind))? {
+            return Err(PrivilegeError::SharedNamespace { path });
+        }
+    }
+    Ok(())
 }
 
 /// Gives up root for good, in every thread: afterwards this process is `user`, without groups and

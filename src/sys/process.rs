@@ -220,8 +220,9 @@ pub fn spawn_in(mut command: Command, leaf: &Leaf) -> io::Result<tokio::process:
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let enter = move || {
-        // What a crash would leave on a disk of the host is memory of the guest.
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        // A core dump is memory of the guest on a disk of the host. One byte is too little for any
+        // file, and the only limit at which the kernel pipes none to a program (core(5)): 0 is not.
+        setrlimit(Resource::RLIMIT_CORE, 1, 1)?;
         descriptors
             .iter()
             .try_for_each(|&descriptor| enter_cgroup(descriptor))

@@ -219,7 +219,7 @@ impl Process {
         for (theirs, ours) in limits.lines().zip(ours.lines()) {
             let (found, mut expected) = (values(theirs), values(ours));
             if ours.starts_with("Max core file size") {
-                expected = vec!["0", "0", "bytes"];
+                expected = vec!["1", "1", "bytes"];
             } else if ours.starts_with("Max open files") {
                 expected[0] = found[0];
             }

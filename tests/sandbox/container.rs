@@ -169,6 +169,67 @@ async fn two_containers_have_different_users() {
     assert!(one.stderr().is_empty() && other.stderr().is_empty());
 }
 
+/// Files of the whole host are not written out, and no module is asked for: the refusals are the
+/// profile's EPERM, where Linux alone would grant or answer otherwise.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn calls_that_reach_the_whole_host_are_refused() {
+    let ran = Host::new()
+        .run(&job("
+import ctypes, errno, json, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(number, *map(ctypes.c_long, arguments))
+    return errno.errorcode[ctypes.get_errno()] if result == -1 else 'granted'
+def make(*arguments):
+    try:
+        socket.socket(*arguments).close()
+        return 'granted'
+    except OSError as error:
+        return errno.errorcode[error.errno]
+TCP, UDP, OTHER = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
+families = (socket.AF_INET, socket.AF_INET6)
+wanted = [(TCP, 0), (TCP, 6), (UDP, 0), (UDP, 17), (TCP | socket.SOCK_NONBLOCK, 6)]
+refused = [(OTHER, 0), (OTHER, 132), (TCP, 132), (TCP, 262), (UDP, 136), (6, 0), (6, 33), (TCP, 17)]
+print(json.dumps([
+    [call(162), call(306, 1)],
+    sorted({make(family, *pair) for family in families for pair in wanted}),
+    sorted({make(family, *pair) for family in families for pair in refused}),
+    make(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0),
+]))
+"))
+        .await;
+    let expected = json!([["EPERM", "EPERM"], ["granted"], ["EPERM"], "granted"]);
+    assert_eq!(ran.json(), expected);
+}
+
+/// Limits of its own, whatever the caller has.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn what_the_caller_may_does_not_reach_a_container() {
+    let host = Host::new();
+    let ran = host
+        .run(&job("
+import errno, json, os, resource
+def attempt(action, *arguments):
+    try:
+        action(*arguments)
+        return 'granted'
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print(json.dumps([
+    int(open('/proc/self/oom_score_adj').read()),
+    resource.getrlimit(14), resource.getrlimit(13), resource.getrlimit(resource.RLIMIT_MEMLOCK),
+    attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
+    attempt(os.setpriority, os.PRIO_PROCESS, 0, -1),
+]))
+"))
+        .await;
+    let expected = json!([0, [0, 0], [0, 0], [65536, 65536], "EPERM", "EACCES"]);
+    assert_eq!(ran.json(), expected);
+}
+
 /// Runs a job with a runtime that was given another specification, and returns why it was not run.
 async fn refused(change: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
@@ -195,6 +256,7 @@ async fn a_container_that_is_not_confined_is_given_no_program() {
     assert!(!privileges.is_empty());
     let changes = [
         (r#"s/"CAP_KILL"/"CAP_KILL","CAP_CHOWN"/g"#, "CapBnd"),
+        (r#"s/{"type":"network"},*//"#, "net"),
         (
             r#"s/"hostID":[0-9]*,"containerID":0,/"hostID":4096,"containerID":0,/"#,
             "Uid",
@@ -205,8 +267,12 @@ async fn a_container_that_is_not_confined_is_given_no_program() {
         let expected =
             "its program would not be confined: what holds its init back is not as asked";
         assert!(why.starts_with(expected), "{change}: {why}");
+        let named = [
+            format!("has no line `{line}"),
+            format!("/ns/{line}` is that of the host"),
+        ];
         assert!(
-            why.contains(&format!("has no line `{line}")),
+            named.iter().any(|name| why.contains(name)),
             "{change}: {why}"
         );
     }
