@@ -275,7 +275,7 @@ mod tests {
             .partition(|rule| rule.names() == &["socket"]);
         assert_eq!(sockets.len(), 2 * SOCKETS.len());
         for rule in sockets {
-            let indices = rule.args().iter().flatten().map(|arg| arg.index());
+            let indices = rule.args().iter().flatten().map(LinuxSeccompArg::index);
             assert_eq!(indices.collect::<Vec<_>>(), [0, 1, 2]);
         }
         assert_eq!(others.len(), 2);
