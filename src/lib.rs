@@ -34,6 +34,7 @@
 //! - [`image`]: executor images: build, import, verify, list, remove
 //! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
 //! - [`sandbox`]: one sandbox, from its bundle until nothing of it is left
+//! - [`supervisor`]: the privileged service: socket and wire protocol, the pool
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 //! - [`runc`]: typed client of `runc` and `crun`, for permissive mode
 
@@ -46,6 +47,7 @@ pub mod job;
 pub mod runc;
 pub mod runsc;
 pub mod sandbox;
+pub mod supervisor;
 pub mod sys;
 
 pub use client::{

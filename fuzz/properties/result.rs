@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use std::time::Duration;
 use tako_vm::job::{
-    Captured, Exception, JobRequest, JobSpec, Maxima, Outcome, Record, ResourceUsage, Termination,
-    Timing,
+    Captured, Exception, JobRequest, JobSpec, Maxima, Outcome, Record, ResourceUsage, Start,
+    Termination, Timing,
 };
 
 /// The bound of `serde_json`, less one: the deepest result that is kept.
@@ -48,7 +48,7 @@ fn outcome(bytes: &[u8]) -> Outcome {
     let text = String::from_utf8_lossy(bytes).into_owned();
     Outcome {
         id: "tako-0".to_owned(),
-        runtime: "runsc",
+        runtime: "runsc".into(),
         termination: Termination::Exited(1),
         exception: Some(Exception {
             classes: vec![text.clone()],
@@ -62,7 +62,7 @@ fn outcome(bytes: &[u8]) -> Outcome {
         started_at: Timestamp::UNIX_EPOCH,
         ended_at: Timestamp::UNIX_EPOCH,
         timing: Timing {
-            start: "cold",
+            start: Start::Cold,
             sandbox_ms: 0,
             startup_ms: None,
             dep_install_ms: None,

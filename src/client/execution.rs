@@ -63,8 +63,8 @@ impl Execution {
     }
 
     /// What ran it: `runsc`, or in permissive mode `runc` or `crun`.
-    pub fn runtime(&self) -> &'static str {
-        self.outcome.runtime
+    pub fn runtime(&self) -> &str {
+        &self.outcome.runtime
     }
 
     /// How it ended. A program cannot choose anything but [`Termination::Exited`] and

@@ -4,9 +4,10 @@ use super::exception::error_type;
 use super::spec::JobSpec;
 use super::termination::{Exception, Phase, Termination};
 use jiff::Timestamp;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct Outcome {
     /// Name of the sandbox, and of the execution.
     pub id: String,
     /// What ran it: `runsc`, `runc` or `crun`.
-    pub runtime: &'static str,
+    pub runtime: Cow<'static, str>,
     /// How it ended.
     pub termination: Termination,
     /// What the interpreter said ended the program.
@@ -106,14 +107,37 @@ pub struct Skipped {
     /// Its path below `/output`.
     pub name: String,
     /// Why.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
+}
+
+/// How a sandbox came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// Started for the job.
+    Cold,
+    /// It waited for a job already, with its interpreter.
+    Warm,
+    /// Restored for the job from the checkpoint of one that waited.
+    Restored,
+}
+
+impl Start {
+    /// Its name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Warm => "warm",
+            Self::Restored => "restored",
+        }
+    }
 }
 
 /// How long each part took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Timing {
-    /// How the sandbox came to be: `cold`.
-    pub start: &'static str,
+    /// How the sandbox came to be.
+    pub start: Start,
     /// From the request until the sandbox waited for its job.
     pub sandbox_ms: u64,
     /// Until the interpreter was up.
@@ -129,7 +153,7 @@ pub struct Timing {
 }
 
 /// What the cgroup counted, the sandbox itself included.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ResourceUsage {
     /// Peak memory, in MiB.
     pub max_rss_mb: f64,
@@ -194,7 +218,7 @@ pub struct Record {
     pub result_error: Option<String>,
     pub error: Option<ErrorReport>,
     pub timing: Timing,
-    pub runtime: &'static str,
+    pub runtime: Cow<'static, str>,
     pub job_ref: String,
     pub artifacts: Vec<Artifact>,
     pub artifacts_truncated: bool,

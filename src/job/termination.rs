@@ -4,10 +4,10 @@
 //! of belief is: our own record of having killed it, the kernel's out-of-memory counter, the wait
 //! status that init saw. Without any of these the sandbox was lost.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The two phases of a job that have a time limit of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Until the interpreter is up.
@@ -47,7 +47,7 @@ pub enum Ending {
 }
 
 /// The exception that the interpreter says ended the program: the program's own claim.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
     /// Names of the class and its bases, most derived first.
     pub classes: Vec<String>,

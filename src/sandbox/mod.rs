@@ -32,7 +32,7 @@ pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
 use crate::bundle::{self, BundleError, Isolation, seccomp};
-use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Timing, milliseconds};
+use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
 use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf};
 use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
@@ -263,7 +263,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
         Some(_) => Phase::Execution,
     };
     let timing = Timing {
-        start: "cold",
+        start: Start::Cold,
         sandbox_ms: attended.ready_after.map_or(total_ms, milliseconds),
         startup_ms: attended.startup_ms,
         dep_install_ms: None,
@@ -281,7 +281,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
     };
     let outcome = Outcome {
         id: span.id,
-        runtime: span.runtime,
+        runtime: span.runtime.into(),
         termination,
         exception: attended.exception,
         stdout: attended.stdout,

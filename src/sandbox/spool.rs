@@ -139,7 +139,7 @@ impl Spool {
             let name = name.chars().take(MAX_FILE_NAME).collect();
             self.files.skipped.push(Skipped {
                 name,
-                reason: describe(reason),
+                reason: describe(reason).into(),
             });
         }
     }

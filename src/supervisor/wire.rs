@@ -1,0 +1,769 @@
+//! The wire protocol of the supervisor's socket: [`docs/supervisor-protocol.md`] in types.
+//!
+//! A frame is one byte that says its kind, a little-endian `u32` with the length of its body, and the
+//! body: JSON for what is said, bytes as they are for what is carried. The decoder bounds the length
+//! before it allocates, by the kind.
+//!
+//! [`docs/supervisor-protocol.md`]: https://github.com/tako-vm/tako-vm/blob/main/docs/supervisor-protocol.md
+
+use crate::job::{
+    Artifact, Captured, Exception, InputFile, JobRequest, Outcome, Phase, ResourceUsage, Skipped,
+    Start, Termination, Timing,
+};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// The version that both ends must share.
+pub const PROTOCOL: u32 = 1;
+
+/// Bytes of a JSON body at most: an environment of 256 KiB, each byte escaped, and its wrapping.
+pub const MAX_CONTROL: usize = 2 << 20;
+
+/// Bytes of a body that is carried as it is at most.
+pub const MAX_DATA: usize = 64 << 10;
+
+/// Bytes before the body: kind and length.
+pub const HEADER: usize = 5;
+
+/// Why bytes are no frame. After it the connection cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum WireError {
+    #[error("a frame of the unknown kind {kind:#04x}")]
+    Kind { kind: u8 },
+    #[error("a frame of {length} bytes, and at most {most} are allowed for its kind")]
+    TooLong { length: usize, most: usize },
+    #[error("a frame whose body is not what its kind says")]
+    Body { source: serde_json::Error },
+    #[error("the connection ended within a frame")]
+    Cut,
+    #[error("cannot read from the connection")]
+    Read { source: std::io::Error },
+}
+
+/// One side's frames: what is sent, and how it is told apart.
+pub trait Message: Sized {
+    /// Longest body of this kind in bytes; `None` for a kind that this side does not send.
+    fn longest(kind: u8) -> Option<usize>;
+
+    /// Kind and body.
+    fn encode(&self) -> (u8, Vec<u8>);
+
+    /// The message with this body, which is no longer than [`Message::longest`].
+    ///
+    /// # Errors
+    /// [`WireError::Kind`] or [`WireError::Body`].
+    fn decode(kind: u8, body: Vec<u8>) -> Result<Self, WireError>;
+
+    /// As it goes over the wire.
+    fn to_frame(&self) -> Vec<u8> {
+        let (kind, body) = self.encode();
+        let mut frame = Vec::with_capacity(HEADER + body.len());
+        frame.push(kind);
+        // Bodies are bounded by their makers, far below 4 GiB.
+        frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        frame.extend_from_slice(&body);
+        frame
+    }
+}
+
+/// Reads the next message; `None` when the peer has closed the connection between two frames.
+///
+/// Not to be dropped half-way: what was read of a frame would be lost.
+///
+/// # Errors
+/// [`WireError`].
+pub async fn read<M: Message>(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<M>, WireError> {
+    let mut header = [0; HEADER];
+    let failed = |source| WireError::Read { source };
+    if from.read(&mut header[..1]).await.map_err(failed)? == 0 {
+        return Ok(None);
+    }
+    read_whole(from, &mut header[1..]).await?;
+    let [kind, length @ ..] = header;
+    let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+    let most = M::longest(kind).ok_or(WireError::Kind { kind })?;
+    if length > most {
+        return Err(WireError::TooLong { length, most });
+    }
+    let mut body = vec![0; length];
+    read_whole(from, &mut body).await?;
+    M::decode(kind, body).map(Some)
+}
+
+async fn read_whole(
+    from: &mut (impl AsyncRead + Unpin),
+    bytes: &mut [u8],
+) -> Result<(), WireError> {
+    match from.read_exact(bytes).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(WireError::Cut),
+        Err(source) => Err(WireError::Read { source }),
+    }
+}
+
+/// What a client sends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToSupervisor {
+    /// First of all: which version it speaks.
+    Hello(Hello),
+    /// A job; the bytes that it announces follow as [`ToSupervisor::Data`].
+    Run(Box<Run>),
+    /// Bytes of the job that was announced.
+    Data(Vec<u8>),
+    /// End the job that runs.
+    Cancel,
+    /// Ask for [`Stats`].
+    Stats,
+    /// Take no more jobs, end when the last has ended. For root alone.
+    Drain,
+}
+
+/// What the supervisor sends.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToClient {
+    /// First of all: which version it speaks.
+    Hello(Hello),
+    /// What was asked for last is not done.
+    Refused(Refusal),
+    /// The job is checked and about to run.
+    Accepted(Accepted),
+    /// Bytes of the program's standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of the program's standard error.
+    Stderr(Vec<u8>),
+    /// The job has ended; the bytes of its artifacts follow as [`ToClient::Data`], one after the other.
+    End(Box<End>),
+    /// Bytes of artifacts.
+    Data(Vec<u8>),
+    /// What was asked for.
+    Stats(Box<Stats>),
+    /// No more jobs are taken.
+    Draining,
+}
+
+/// The first message of each side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// Version of Tako VM, for people.
+    pub version: String,
+}
+
+impl Hello {
+    /// Ours.
+    pub fn ours() -> Self {
+        Self {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// A job, without the bytes that it brings along. `None` stands for root's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// The executor image, `NAME` or `NAME@sha256:HEX`.
+    pub image: String,
+    /// Bytes of the program, UTF-8: the first that follow.
+    pub code_bytes: u64,
+    /// Bytes of the JSON for `/input/data.json`, which follow next.
+    #[serde(default)]
+    pub input_bytes: Option<u64>,
+    /// Further files of `/input`, whose bytes follow in this order.
+    #[serde(default)]
+    pub files: Vec<FileSize>,
+    /// Variables of the program's environment: name, value.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
+    /// Bytes of memory.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Thousandths of a CPU.
+    #[serde(default)]
+    pub millicpus: Option<u32>,
+    /// Limit of the program's run, in milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Limit of the interpreter's start, in milliseconds.
+    #[serde(default)]
+    pub startup_timeout_ms: Option<u64>,
+    /// All output, as it comes; otherwise, before the end, the beginning that is kept.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// A file that follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSize {
+    /// A single path component.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Bytes of a program at most, whatever it says: a little above what a job may have.
+pub const MAX_BYTES: u64 = 68 << 20;
+
+impl Run {
+    /// What is to be sent for a request: the announcement, and the bytes behind it.
+    pub fn new<'a>(image: &str, request: &'a JobRequest, stream: bool) -> (Self, Vec<&'a [u8]>) {
+        let whole_ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let run = Self {
+            image: image.to_owned(),
+            code_bytes: request.code.len() as u64,
+            input_bytes: request.input.as_ref().map(|input| input.len() as u64),
+            files: request
+                .files
+                .iter()
+                .map(|file| FileSize {
+                    name: file.name.clone(),
+                    size: file.bytes.len() as u64,
+                })
+                .collect(),
+            environment: request.environment.clone(),
+            memory_bytes: request.memory_bytes,
+            millicpus: request.millicpus,
+            timeout_ms: request.timeout.map(whole_ms),
+            startup_timeout_ms: request.startup_timeout.map(whole_ms),
+            stream,
+        };
+        let mut parts = vec![request.code.as_bytes()];
+        parts.extend(request.input.as_ref().map(String::as_bytes));
+        parts.extend(request.files.iter().map(|file| file.bytes.as_slice()));
+        (run, parts)
+    }
+
+    /// Bytes that follow.
+    pub fn bytes(&self) -> u64 {
+        let files = self.files.iter().map(|file| file.size);
+        files.fold(
+            self.code_bytes
+                .saturating_add(self.input_bytes.unwrap_or(0)),
+            u64::saturating_add,
+        )
+    }
+
+    /// The request, unchecked, with `bytes`, of which there are as many as announced.
+    ///
+    /// `None` when there are not, or code or input are not UTF-8.
+    pub fn into_request(self, bytes: &[u8]) -> Option<JobRequest> {
+        let mut rest = bytes;
+        let mut next = |size: u64| {
+            let (part, behind) = rest.split_at_checked(usize::try_from(size).ok()?)?;
+            rest = behind;
+            Some(part.to_vec())
+        };
+        let code = String::from_utf8(next(self.code_bytes)?).ok()?;
+        let input = match self.input_bytes {
+            Some(size) => Some(String::from_utf8(next(size)?).ok()?),
+            None => None,
+        };
+        let mut files = Vec::new();
+        for FileSize { name, size } in self.files {
+            let bytes = next(size)?;
+            files.push(InputFile { name, bytes });
+        }
+        rest.is_empty().then_some(JobRequest {
+            code,
+            input,
+            files,
+            environment: self.environment,
+            memory_bytes: self.memory_bytes,
+            millicpus: self.millicpus,
+            timeout: self.timeout_ms.map(Duration::from_millis),
+            startup_timeout: self.startup_timeout_ms.map(Duration::from_millis),
+        })
+    }
+}
+
+/// Why something is not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people: what, why, what to do.
+    pub message: String,
+    /// Every problem of a job that was not accepted, each with what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// When to come back, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// The classes of refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// Not for this peer.
+    Forbidden,
+    /// The peer does not speak the protocol, or not in this order. The connection is closed.
+    Protocol,
+    /// The job asks for what is not possible.
+    Invalid,
+    /// There is no such image, or it cannot be trusted.
+    Image,
+    /// As many jobs or connections as may be: come back.
+    Busy,
+    /// The supervisor ends.
+    Draining,
+    /// The supervisor failed.
+    Internal,
+}
+
+/// What of a job's output is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Bytes of standard output that a record holds at most.
+    pub stdout_limit: u64,
+    /// Bytes of standard error that a record holds at most.
+    pub stderr_limit: u64,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// Name of the sandbox, and of the execution.
+    pub id: String,
+    /// The executor image that it had.
+    pub image: String,
+    /// What ran it: `runsc`, `runc` or `crun`.
+    pub runtime: String,
+    /// How it ended.
+    pub termination: Ended,
+    /// What the interpreter said ended the program.
+    pub exception: Option<Exception>,
+    /// Bytes that the program wrote to standard output.
+    pub stdout_bytes: u64,
+    /// Bytes that the program wrote to standard error.
+    pub stderr_bytes: u64,
+    /// The files of `/output`, whose bytes follow in this order.
+    pub artifacts: Vec<FileDigest>,
+    /// Some file is missing.
+    pub artifacts_truncated: bool,
+    /// Some that are, and why.
+    pub artifacts_skipped: Vec<FileReason>,
+    /// When the job was taken up.
+    pub started_at: Timestamp,
+    /// When it had ended.
+    pub ended_at: Timestamp,
+    /// Time that each part took.
+    pub timing: Times,
+    /// What it used.
+    pub usage: ResourceUsage,
+}
+
+/// [`Termination`] on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "as `job::Termination` has them")]
+pub enum Ended {
+    Exited { code: u8 },
+    Signalled { signal: u8 },
+    TimedOut { phase: Phase },
+    OutOfMemory,
+    OutputLimit,
+    Cancelled,
+    SandboxLost { reason: String },
+}
+
+/// A collected file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// Path below `/output`.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A file that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileReason {
+    /// Path below `/output`.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// How long each part took, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// How the sandbox came to be.
+    pub start: Start,
+    /// From the request until a sandbox waited for the job.
+    pub sandbox_ms: u64,
+    /// Until the interpreter was up.
+    pub startup_ms: Option<u64>,
+    /// The program itself.
+    pub execution_ms: Option<u64>,
+    /// From the request until the end was known.
+    pub total_ms: u64,
+}
+
+impl End {
+    /// What is told of an outcome, all but bytes.
+    pub fn new(outcome: &Outcome, image: &str) -> Self {
+        let artifacts = outcome.artifacts.iter().map(|artifact| FileDigest {
+            name: artifact.name.clone(),
+            size: artifact.size_bytes,
+            sha256: artifact.sha256.clone(),
+        });
+        let skipped = outcome.artifacts_skipped.iter().map(|skipped| FileReason {
+            name: skipped.name.clone(),
+            reason: skipped.reason.to_string(),
+        });
+        let timing = &outcome.timing;
+        Self {
+            id: outcome.id.clone(),
+            image: image.to_owned(),
+            runtime: outcome.runtime.to_string(),
+            termination: (&outcome.termination).into(),
+            exception: outcome.exception.clone(),
+            stdout_bytes: outcome.stdout.total,
+            stderr_bytes: outcome.stderr.total,
+            artifacts: artifacts.collect(),
+            artifacts_truncated: outcome.artifacts_truncated,
+            artifacts_skipped: skipped.collect(),
+            started_at: outcome.started_at,
+            ended_at: outcome.ended_at,
+            timing: Times {
+                start: timing.start,
+                sandbox_ms: timing.sandbox_ms,
+                startup_ms: timing.startup_ms,
+                execution_ms: timing.execution_ms,
+                total_ms: timing.total_ms,
+            },
+            usage: outcome.usage,
+        }
+    }
+
+    /// The outcome, with the output that was kept, and its artifacts at `paths`, of which there are
+    /// as many.
+    pub fn into_outcome(self, stdout: Vec<u8>, stderr: Vec<u8>, paths: Vec<PathBuf>) -> Outcome {
+        let termination = Termination::from(self.termination);
+        let timing = &self.timing;
+        let reached = match timing.startup_ms {
+            None => Phase::Startup,
+            Some(_) => Phase::Execution,
+        };
+        let artifacts = self.artifacts.into_iter().zip(paths);
+        let skipped = self.artifacts_skipped.into_iter();
+        Outcome {
+            id: self.id,
+            runtime: self.runtime.into(),
+            exception: self.exception,
+            stdout: Captured {
+                bytes: stdout,
+                total: self.stdout_bytes,
+            },
+            stderr: Captured {
+                bytes: stderr,
+                total: self.stderr_bytes,
+            },
+            artifacts: artifacts
+                .map(|(file, path)| Artifact {
+                    name: file.name,
+                    size_bytes: file.size,
+                    sha256: file.sha256,
+                    content_type: None,
+                    path,
+                })
+                .collect(),
+            artifacts_truncated: self.artifacts_truncated,
+            artifacts_skipped: skipped
+                .map(|file| Skipped {
+                    name: file.name,
+                    reason: file.reason.into(),
+                })
+                .collect(),
+            started_at: self.started_at,
+            ended_at: self.ended_at,
+            timing: Timing {
+                start: timing.start,
+                sandbox_ms: timing.sandbox_ms,
+                startup_ms: timing.startup_ms,
+                dep_install_ms: None,
+                execution_ms: timing.execution_ms,
+                total_ms: timing.total_ms,
+                phase_at_exit: termination.phase_at_exit(reached),
+            },
+            usage: self.usage,
+            kill_time: Duration::ZERO,
+            termination,
+        }
+    }
+}
+
+impl From<&Termination> for Ended {
+    fn from(termination: &Termination) -> Self {
+        match termination {
+            Termination::Exited(code) => Self::Exited { code: *code },
+            Termination::Signalled(signal) => Self::Signalled { signal: *signal },
+            Termination::TimedOut(phase) => Self::TimedOut { phase: *phase },
+            Termination::OutOfMemory => Self::OutOfMemory,
+            Termination::OutputLimit => Self::OutputLimit,
+            Termination::Cancelled => Self::Cancelled,
+            Termination::SandboxLost(reason) => Self::SandboxLost {
+                reason: reason.clone(),
+            },
+        }
+    }
+}
+
+impl From<Ended> for Termination {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Exited { code } => Self::Exited(code),
+            Ended::Signalled { signal } => Self::Signalled(signal),
+            Ended::TimedOut { phase } => Self::TimedOut(phase),
+            Ended::OutOfMemory => Self::OutOfMemory,
+            Ended::OutputLimit => Self::OutputLimit,
+            Ended::Cancelled => Self::Cancelled,
+            Ended::SandboxLost { reason } => Self::SandboxLost(reason),
+        }
+    }
+}
+
+/// The supervisor in numbers. Counters run since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Version of Tako VM.
+    pub version: String,
+    /// Since it was started, in milliseconds.
+    pub uptime_ms: u64,
+    /// It takes no more jobs.
+    pub draining: bool,
+    /// Connections that are open.
+    pub connections: u64,
+    /// Jobs that run.
+    pub running: u64,
+    /// Jobs that run at once at most.
+    pub max_jobs: u64,
+    /// Jobs that have ended.
+    pub ended: u64,
+    /// Jobs that were turned away because there were as many as may be.
+    pub busy: u64,
+    /// Sandboxes that exist, ready ones included.
+    pub alive: u64,
+    /// What killed owners had left when it started, and was cleared away.
+    pub swept: u64,
+    /// From the beginning of a kill until the cgroup was proven empty.
+    pub kill: Kills,
+    /// Bytes of memory that ready sandboxes may have together.
+    pub pool_budget_bytes: u64,
+    /// Bytes that they have at this moment.
+    pub pool_bytes: u64,
+    /// One for each profile.
+    pub pools: Vec<PoolStats>,
+}
+
+/// How long kills took, in milliseconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "percentiles")]
+pub struct Kills {
+    pub count: u64,
+    pub p50_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+}
+
+/// The ready sandboxes of one profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStats {
+    /// The executor image.
+    pub image: String,
+    /// Bytes of memory that each may use.
+    pub memory_bytes: u64,
+    /// How many there should be.
+    pub target: u64,
+    /// How many wait for a job.
+    pub ready: u64,
+    /// How many of these are frozen.
+    pub frozen: u64,
+    /// How many are being made.
+    pub starting: u64,
+    /// Jobs that found one ready.
+    pub hits: u64,
+    /// Jobs that did not.
+    pub misses: u64,
+    /// Sandboxes made ahead.
+    pub refills: u64,
+    /// Of all that were made, how many by a restore.
+    pub restored: u64,
+    /// Restores that failed; a cold start took their place.
+    pub restore_failures: u64,
+    /// Destroyed without having had a job: too old, dead, out of date or too many.
+    pub retired: u64,
+    /// There is a checkpoint that new ones are restored from.
+    pub checkpoint: bool,
+}
+
+const HELLO: u8 = b'h';
+const RUN: u8 = b'r';
+const DATA: u8 = b'd';
+const CANCEL: u8 = b'c';
+const STATS: u8 = b's';
+const DRAIN: u8 = b'q';
+const REFUSED: u8 = b'x';
+const ACCEPTED: u8 = b'a';
+const STDOUT: u8 = b'o';
+const STDERR: u8 = b'e';
+const END: u8 = b'z';
+
+impl Message for ToSupervisor {
+    fn longest(kind: u8) -> Option<usize> {
+        match kind {
+            HELLO | RUN => Some(MAX_CONTROL),
+            DATA => Some(MAX_DATA),
+            CANCEL | STATS | DRAIN => Some(0),
+            _ => None,
+        }
+    }
+
+    fn encode(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::Hello(hello) => (HELLO, json(hello)),
+            Self::Run(run) => (RUN, json(run)),
+            Self::Data(bytes) => (DATA, bytes.clone()),
+            Self::Cancel => (CANCEL, Vec::new()),
+            Self::Stats => (STATS, Vec::new()),
+            Self::Drain => (DRAIN, Vec::new()),
+        }
+    }
+
+    fn decode(kind: u8, body: Vec<u8>) -> Result<Self, WireError> {
+        Ok(match kind {
+            HELLO => Self::Hello(parse(&body)?),
+            RUN => Self::Run(parse(&body)?),
+            DATA => Self::Data(body),
+            CANCEL => Self::Cancel,
+            STATS => Self::Stats,
+            DRAIN => Self::Drain,
+            kind => return Err(WireError::Kind { kind }),
+        })
+    }
+}
+
+impl Message for ToClient {
+    fn longest(kind: u8) -> Option<usize> {
+        match kind {
+            HELLO | REFUSED | ACCEPTED | END | STATS => Some(MAX_CONTROL),
+            STDOUT | STDERR | DATA => Some(MAX_DATA),
+            DRAIN => Some(0),
+            _ => None,
+        }
+    }
+
+    fn encode(&self) -> (u8, Vec<u8>) {
+        match self {
+            Self::Hello(hello) => (HELLO, json(hello)),
+            Self::Refused(refusal) => (REFUSED, json(refusal)),
+            Self::Accepted(accepted) => (ACCEPTED, json(accepted)),
+            Self::Stdout(bytes) => (STDOUT, bytes.clone()),
+            Self::Stderr(bytes) => (STDERR, bytes.clone()),
+            Self::End(end) => (END, json(end)),
+            Self::Data(bytes) => (DATA, bytes.clone()),
+            Self::Stats(stats) => (STATS, json(stats)),
+            Self::Draining => (DRAIN, Vec::new()),
+        }
+    }
+
+    fn decode(kind: u8, body: Vec<u8>) -> Result<Self, WireError> {
+        Ok(match kind {
+            HELLO => Self::Hello(parse(&body)?),
+            REFUSED => Self::Refused(parse(&body)?),
+            ACCEPTED => Self::Accepted(parse(&body)?),
+            STDOUT => Self::Stdout(body),
+            STDERR => Self::Stderr(body),
+            END => Self::End(parse(&body)?),
+            DATA => Self::Data(body),
+            STATS => Self::Stats(parse(&body)?),
+            DRAIN => Self::Draining,
+            kind => return Err(WireError::Kind { kind }),
+        })
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Maps with keys that are no strings are what serde_json refuses; there are none.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, WireError> {
+    serde_json::from_slice(body).map_err(|source| WireError::Body { source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read_all<M: Message>(mut wire: &[u8]) -> Result<Vec<M>, WireError> {
+        let mut all = Vec::new();
+        while let Some(message) = read(&mut wire).await? {
+            all.push(message);
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn a_job_survives_the_wire_with_its_bytes() {
+        let request = JobRequest {
+            code: "print(1)".to_owned(),
+            input: Some("{}".to_owned()),
+            files: vec![InputFile {
+                name: "a".to_owned(),
+                bytes: vec![0, 255],
+            }],
+            environment: vec![("A".to_owned(), "\u{1}".to_owned())],
+            timeout: Some(Duration::from_millis(1500)),
+            ..JobRequest::default()
+        };
+        let (run, parts) = Run::new("python", &request, true);
+        let mut wire = ToSupervisor::Hello(Hello::ours()).to_frame();
+        wire.extend(ToSupervisor::Run(Box::new(run)).to_frame());
+        wire.extend(ToSupervisor::Data(parts.concat()).to_frame());
+        let mut messages = read_all::<ToSupervisor>(&wire).await.unwrap().into_iter();
+        assert_eq!(messages.next(), Some(ToSupervisor::Hello(Hello::ours())));
+        let (Some(ToSupervisor::Run(run)), Some(ToSupervisor::Data(bytes))) =
+            (messages.next(), messages.next())
+        else {
+            panic!("a run and its bytes");
+        };
+        assert_eq!(run.bytes(), 12);
+        let back = run.into_request(&bytes).unwrap();
+        assert_eq!(format!("{back:?}"), format!("{request:?}"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_frame_is_refused_before_it_is_read() {
+        let refused =
+            |wire: Vec<u8>| async move { read_all::<ToSupervisor>(&wire).await.unwrap_err() };
+        let huge = refused(vec![RUN, 255, 255, 255, 255]).await;
+        assert!(matches!(
+            huge,
+            WireError::TooLong {
+                length: 0xffff_ffff,
+                most: MAX_CONTROL
+            }
+        ));
+        let unknown = refused(vec![0, 0, 0, 0, 0]).await;
+        assert!(matches!(unknown, WireError::Kind { kind: 0 }));
+        let theirs = refused(vec![STDOUT, 0, 0, 0, 0]).await;
+        assert!(matches!(theirs, WireError::Kind { kind: STDOUT }));
+        assert!(matches!(refused(vec![RUN, 2, 0]).await, WireError::Cut));
+        let cancel = refused(vec![CANCEL, 1, 0, 0, 0, 0]).await;
+        assert!(matches!(cancel, WireError::TooLong { length: 1, most: 0 }));
+        let body = refused(vec![RUN, 2, 0, 0, 0, b'{', b'}']).await;
+        assert!(matches!(body, WireError::Body { .. }));
+    }
+}
