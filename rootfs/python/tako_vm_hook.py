@@ -1,4 +1,5 @@
-"""Tells tako-init that the interpreter is up, and which exception ended the program.
+"""Tells tako-init that the interpreter is up, and which exception ended the program; before that, holds
+an interpreter that has no program yet.
 
 Loaded by `tako_vm.pth` in every interpreter of the image, it acts in one only: the program that
 init started. It leaves no module, no descriptor and no replaced function behind; the exception is
@@ -47,7 +48,89 @@ def install():
 
     # The first to register is the last to run, after everything that the program registers.
     atexit.register(at_exit)
+    try:
+        held = open_("/run/tako-vm/hold", posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        pass  # the program is there already
+    else:
+        try:
+            preload(sys)
+            report("held", str(main))
+            environment = wait(held)
+            adopt(environment)
+            reseed(sys.modules)
+        except BaseException:
+            # An interpreter that is not as it should be gets no program.
+            sys.excepthook(*sys.exc_info())
+            posix._exit(70)
     report("up", str(main))
+
+
+def preload(sys):
+    """Imports what the image says that its programs use."""
+    import posix
+
+    try:
+        descriptor = posix.open("/usr/share/tako-vm/preload", posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        names = posix.read(descriptor, 1 << 16).decode().split()
+    finally:
+        posix.close(descriptor)
+    for name in names:
+        __import__(name)
+    # What the imports left to collect is not the program's.
+    if names:
+        import gc
+
+        gc.collect()
+
+
+def wait(descriptor):
+    """Blocks until there is a program; returns its environment."""
+    import posix
+
+    text = b""
+    while True:
+        # One read and no poll: the state that a checkpoint can be made of.
+        piece = posix.read(descriptor, 1 << 16)
+        if not piece:
+            break
+        text += piece
+    posix.close(descriptor)
+    return dict(entry.split(b"=", 1) for entry in text.split(b"\0")[:-1])
+
+
+def adopt(environment):
+    """Makes this the environment, in this order, as if the interpreter had been started with it."""
+    import os
+    import posix
+
+    if list(environment.items()) == list(os.environb.items()):
+        return
+    os.environb.clear()
+    posix.environ.clear()
+    for name, value in environment.items():
+        os.environb[name] = value
+        posix.environ[name] = value
+
+
+def reseed(modules):
+    """Gives what chance has given to all copies of a checkpoint to this one anew."""
+    import posix
+
+    if "random" in modules:
+        modules["random"].seed()
+    if "numpy.random" in modules:
+        modules["numpy.random"].seed()
+    if "tempfile" in modules:
+        modules["tempfile"]._name_sequence = None
+    if "multiprocessing.process" in modules:
+        modules["multiprocessing.process"].current_process().authkey = posix.urandom(32)
+    if "_ssl" in modules:
+        # OpenSSL's generators take this up before they give anything out.
+        modules["_ssl"].RAND_add(posix.urandom(32), 32.0)
 
 
 install()

@@ -121,7 +121,29 @@ const BASE_ENVIRONMENT: [(&str, &str); 5] = [
     ("MPLCONFIGDIR", "/tmp/.cache/matplotlib"),
 ];
 
+/// Beginnings of names of variables that are read while the interpreter starts, or while a library is
+/// imported that an image may hold ready.
+const READ_AT_START: [&str; 25] = [
+    "PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "GLIBC_", "GCONV_", "LOCPATH", "PATH", "HOME",
+    "OPENSSL_", "SSL_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "GOTO_", "BLIS_", "MKL_", "NPY_",
+    "NUMEXPR_", "MPL", "JOBLIB_", "SKLEARN_",
+];
+
 impl JobSpec {
+    /// What every program finds in its environment unless its request says otherwise.
+    pub fn base_environment() -> Vec<(String, String)> {
+        environment(Vec::new())
+    }
+
+    /// Whether its environment has to be there before the interpreter is started: one that was started
+    /// with the [base](Self::base_environment) would not take it up any more.
+    pub fn needs_own_interpreter(&self) -> bool {
+        let is_base = |name: &str, value: &str| BASE_ENVIRONMENT.contains(&(name, value));
+        let is_read = |name: &str| READ_AT_START.iter().any(|start| name.starts_with(start));
+        let mut own = self.environment.iter();
+        own.any(|(name, value)| is_read(name) && !is_base(name, value))
+    }
+
     /// Checks a request against the operator's maxima.
     ///
     /// # Errors
@@ -346,6 +368,24 @@ mod tests {
             job.environment
                 .contains(&("LANG".to_owned(), "C.UTF-8".to_owned()))
         );
+    }
+
+    #[test]
+    fn what_the_interpreter_reads_at_its_start_needs_one_of_its_own() {
+        let needs = |name: &str, value: &str| {
+            let mut own = request("pass");
+            own.environment = vec![(name.to_owned(), value.to_owned())];
+            JobSpec::check(own, &Maxima::default())
+                .unwrap()
+                .needs_own_interpreter()
+        };
+        for name in ["PYTHONHASHSEED", "LC_ALL", "LANGUAGE", "TZ", "HOME", "MPLBACKEND"] {
+            assert!(needs(name, "1"), "{name}");
+        }
+        assert!(!needs("HOME", "/tmp"));
+        assert!(!needs("GREETING", "hello"));
+        let plain = JobSpec::check(request("pass"), &Maxima::default()).unwrap();
+        assert!(!plain.needs_own_interpreter());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::guest;
 use super::spool::{Files, Spool, SpoolError};
 use super::start::Sandbox;
 use super::step::Step;
+use crate::sys::process;
 use crate::job::{Captured, Ending, Evidence, Exception, Killed, Limits, Phase};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -73,6 +74,10 @@ pub(super) struct Attended {
     pub(super) stdout: Captured,
     pub(super) stderr: Captured,
     pub(super) files: Files,
+    /// The guest has taken the job up, or said something of it.
+    pub(super) touched: bool,
+    /// The guest has told the whole story, to its end.
+    pub(super) complete: bool,
     pub(super) ready_after: Option<Duration>,
     pub(super) startup_ms: Option<u64>,
     pub(super) execution_ms: Option<u64>,
@@ -124,6 +129,8 @@ struct Attendance<'a> {
     limits: &'a Limits,
     events: Option<&'a mpsc::Sender<Event>>,
     stage: Stage,
+    /// When the job was asked for.
+    begun: std::time::Instant,
     /// The runtime has ended.
     orphaned: bool,
     /// The kernel has killed a process because the memory limit was reached.
@@ -135,68 +142,108 @@ struct Attendance<'a> {
 
 /// Attends the job of `order` in a sandbox that was just started, until nothing more is to come.
 pub(super) async fn attend(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
-    attend_from(Stage::Booting, BOOT, sandbox, order).await
+    let attendance = Attendance::new(order, Stage::Booting, BOOT, sandbox.started());
+    attendance.run(sandbox, order).await
 }
 
-/// Like [`attend`], in a restored sandbox, whose init has said that it is ready long ago.
-pub(super) async fn attend_restored(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
-    attend_from(Stage::HandingOver, HAND_OVER, sandbox, order).await
+/// Like [`attend`], in a sandbox that waits for a job. This one was asked for when it had `begun`.
+pub(super) async fn attend_ready(
+    sandbox: &mut Sandbox,
+    order: &Order<'_>,
+    begun: std::time::Instant,
+) -> Attended {
+    let attendance = Attendance::new(order, Stage::HandingOver, HAND_OVER, begun);
+    attendance.run(sandbox, order).await
 }
 
-/// Waits until a sandbox that was just started waits for its job.
+/// Waits until a sandbox that was just started can take a job, or be told to hold an interpreter.
 pub(super) async fn await_ready(sandbox: &mut Sandbox) -> Result<(), String> {
-    let ready = async {
-        loop {
-            match sandbox
-                .guest
-                .next()
-                .map_err(|source| Fault::Frame { source })?
-            {
-                Some(ToHost::Ready { protocol: PROTOCOL }) => return Ok(()),
-                Some(frame) => {
-                    return Err(Fault::OutOfOrder {
-                        frame: name(&frame),
-                    });
-                }
-                None => {}
-            }
-            if sandbox
-                .guest
-                .fill()
-                .await
-                .map_err(|source| Fault::Read { source })?
-                == 0
-            {
-                return Err(Fault::Ended);
-            }
+    let ready = expect(sandbox, |frame| match frame {
+        ToHost::Ready { protocol: PROTOCOL } => Ok(()),
+        ToHost::Ready { protocol } => Err(Fault::Version { found: *protocol }),
+        frame => Err(out_of_order(frame)),
+    });
+    let ready = within_boot(ready).await;
+    explained(sandbox, ready).await
+}
+
+/// Lets a sandbox that is ready hold an interpreter with this environment.
+pub(super) async fn hold(
+    sandbox: &mut Sandbox,
+    environment: &[(String, String)],
+) -> Result<(), String> {
+    let held = ask(sandbox, |stdin| guest::send_hold(stdin, environment)).await;
+    explained(sandbox, held).await
+}
+
+/// Waits until a restored sandbox says that it holds one.
+pub(super) async fn await_held(sandbox: &mut Sandbox) -> Result<(), String> {
+    let held = ask(sandbox, guest::send_ping).await;
+    explained(sandbox, held).await
+}
+
+/// Sends what is answered with `Held`, and waits for that.
+async fn ask(
+    sandbox: &mut Sandbox,
+    send: impl AsyncFnOnce(&mut ChildStdin) -> io::Result<()>,
+) -> Result<(), Fault> {
+    let mut stdin = sandbox.stdin.take();
+    let asked = async {
+        if let Some(stdin) = &mut stdin {
+            // A guest that does not read has a reason, and it is still to be read.
+            send(stdin).await.ok();
         }
-    };
-    let ready = tokio::time::timeout(BOOT, ready)
+        expect(sandbox, |frame| match frame {
+            ToHost::Held => Ok(()),
+            frame => Err(out_of_order(frame)),
+        })
         .await
-        .unwrap_or(Err(Fault::NotReady));
-    match ready {
+    };
+    let held = within_boot(asked).await;
+    sandbox.stdin = stdin;
+    held
+}
+
+async fn within_boot(done: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+    tokio::time::timeout(BOOT, done)
+        .await
+        .unwrap_or(Err(Fault::NotReady))
+}
+
+/// The next frame, which `check` has to be content with.
+async fn expect(
+    sandbox: &mut Sandbox,
+    check: impl Fn(&ToHost<'_>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    loop {
+        let next = sandbox.guest.next();
+        match next.map_err(|source| Fault::Frame { source })? {
+            Some(ToHost::Fault(text)) => return Err(reported(text)),
+            Some(frame) => return check(&frame),
+            None => {}
+        }
+        let read = sandbox.guest.fill().await;
+        if read.map_err(|source| Fault::Read { source })? == 0 {
+            return Err(Fault::Ended);
+        }
+    }
+}
+
+async fn explained(sandbox: &mut Sandbox, done: Result<(), Fault>) -> Result<(), String> {
+    match done {
         Ok(()) => Ok(()),
         Err(fault) => Err(explain(sandbox, &fault).await),
     }
 }
 
-async fn attend_from(
-    stage: Stage,
-    time: Duration,
-    sandbox: &mut Sandbox,
-    order: &Order<'_>,
-) -> Attended {
-    let mut attendance = Attendance::new(order);
-    attendance.enter(stage, time);
-    let fault = attendance.attend(sandbox, order).await.err();
-    if let Some(fault) = fault {
-        attendance.known.evidence.fault = Some(explain(sandbox, &fault).await);
+fn out_of_order(frame: &ToHost<'_>) -> Fault {
+    Fault::OutOfOrder { frame: name(frame) }
+}
+
+fn reported(text: &str) -> Fault {
+    Fault::Init {
+        text: text.chars().take(300).collect(),
     }
-    sandbox.reached(Step::Attended);
-    let mut known = attendance.known;
-    known.files = attendance.spool.finish();
-    known.files.truncated |= attendance.stage != Stage::Done;
-    known
 }
 
 /// The fault, its causes, and what the runtime said.
@@ -208,7 +255,7 @@ async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
         cause = inner.source();
     }
     // Dead first: a runtime that hangs holds its streams open. An error comes back in the teardown.
-    let killed = sandbox.kill();
+    let killed = process::blocking(|| sandbox.kill());
     drop(killed);
     let complaint = sandbox.complaint().await;
     if complaint.is_empty() {
@@ -219,7 +266,12 @@ async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
 }
 
 impl<'a> Attendance<'a> {
-    fn new(order: &'a Order<'_>) -> Self {
+    fn new(
+        order: &'a Order<'_>,
+        stage: Stage,
+        time: Duration,
+        begun: std::time::Instant,
+    ) -> Self {
         let limits = &order.job.limits;
         let known = Attended {
             evidence: Evidence::default(),
@@ -227,6 +279,8 @@ impl<'a> Attendance<'a> {
             stdout: Captured::default(),
             stderr: Captured::default(),
             files: Files::default(),
+            touched: false,
+            complete: false,
             ready_after: None,
             startup_ms: None,
             execution_ms: None,
@@ -235,13 +289,26 @@ impl<'a> Attendance<'a> {
         Self {
             limits,
             events: order.events.as_ref(),
-            stage: Stage::Booting,
+            stage,
+            begun,
             orphaned: false,
             out_of_memory: false,
-            deadline: Instant::now() + BOOT,
+            deadline: Instant::now() + time,
             spool: Spool::new(order.spool, limits),
             known,
         }
+    }
+
+    async fn run(mut self, sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
+        if let Err(fault) = self.attend(sandbox, order).await {
+            self.known.evidence.fault = Some(explain(sandbox, &fault).await);
+        }
+        sandbox.reached(Step::Attended);
+        let mut known = self.known;
+        known.complete = self.stage == Stage::Done && known.evidence.ending.is_some();
+        known.files = self.spool.finish();
+        known.files.truncated |= self.stage != Stage::Done;
+        known
     }
 
     async fn attend(&mut self, sandbox: &mut Sandbox, order: &Order<'_>) -> Result<(), Fault> {
@@ -255,7 +322,7 @@ impl<'a> Attendance<'a> {
                 && let Link::Idle(stdin) = &mut link
                 && let Some(stdin) = stdin.take()
             {
-                self.known.ready_after = Some(sandbox.age());
+                self.known.ready_after = Some(self.begun.elapsed());
                 sandbox.reached(Step::Ready);
                 sandbox.expedited = None;
                 sandbox
@@ -358,7 +425,7 @@ impl<'a> Attendance<'a> {
         self.orphaned = true;
         self.deadline = self.deadline.min(Instant::now() + DRAIN);
         // An error comes back in the teardown, which kills again.
-        let killed = sandbox.kill();
+        let killed = process::blocking(|| sandbox.kill());
         drop(killed);
     }
 
@@ -425,8 +492,9 @@ impl<'a> Attendance<'a> {
             (Stage::Booting, ToHost::Ready { protocol }) => {
                 return Err(Fault::Version { found: protocol });
             }
-            (Stage::HandingOver | Stage::Starting, ToHost::Started) => {}
+            (Stage::HandingOver | Stage::Starting, ToHost::Started) => self.known.touched = true,
             (Stage::HandingOver | Stage::Starting, ToHost::Running { startup_ms }) => {
+                self.known.touched = true;
                 self.known.startup_ms = Some(startup_ms);
                 self.enter(Stage::Running, self.limits.execution + BACKSTOP);
             }
@@ -446,16 +514,8 @@ impl<'a> Attendance<'a> {
                     .collect(&frame)
                     .map_err(|source| Fault::Files { source });
             }
-            (_, ToHost::Fault(text)) => {
-                return Err(Fault::Init {
-                    text: text.chars().take(300).collect(),
-                });
-            }
-            (_, frame) => {
-                return Err(Fault::OutOfOrder {
-                    frame: name(&frame),
-                });
-            }
+            (_, ToHost::Fault(text)) => return Err(reported(text)),
+            (_, frame) => return Err(out_of_order(&frame)),
         }
         self.hold_output_limit();
         Ok(())
@@ -481,6 +541,7 @@ impl<'a> Attendance<'a> {
     }
 
     fn exited(&mut self, exit: &Exit<'_>) {
+        self.known.touched = true;
         let evidence = &mut self.known.evidence;
         evidence.ending = Some(match exit.status {
             ExitStatus::Exited(code) => Ending::Exited(code),
@@ -568,5 +629,6 @@ fn name(frame: &ToHost<'_>) -> &'static str {
         ToHost::Skipped { .. } => "skipped",
         ToHost::Done { .. } => "done",
         ToHost::Fault(_) => "fault",
+        ToHost::Held => "held",
     }
 }

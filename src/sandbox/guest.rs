@@ -35,20 +35,49 @@ impl Guest {
     }
 }
 
+/// Bytes that are gathered before they are written: a small job is one write.
+const GATHERED: usize = 64 << 10;
+
 /// Sends a job, and gives back the connection for a later cancel.
 pub(super) async fn hand_over(mut stdin: ChildStdin, job: &JobSpec) -> io::Result<ChildStdin> {
     let mut wire = Vec::new();
-    for (name, value) in &job.environment {
-        put(&ToGuest::Env { name, value }, &mut wire)?;
+    put_environment(&job.environment, &mut wire)?;
+    let files = [
+        (Area::Code, "main.py", job.code.as_bytes()),
+        (Area::Input, "data.json", job.input.as_bytes()),
+    ];
+    let further = job.files.iter();
+    let further = further.map(|InputFile { name, bytes }| (Area::Input, name.as_str(), &bytes[..]));
+    for (area, name, bytes) in files.into_iter().chain(further) {
+        let size = bytes.len() as u64;
+        put(&ToGuest::File { area, name, size }, &mut wire)?;
+        for chunk in bytes.chunks(MAX_CHUNK) {
+            put(&ToGuest::Data(chunk), &mut wire)?;
+            if wire.len() >= GATHERED {
+                stdin.write_all(&wire).await?;
+                wire.clear();
+            }
+        }
     }
+    put(&ToGuest::Start(limits(&job.limits)), &mut wire)?;
     stdin.write_all(&wire).await?;
-    send_file(&mut stdin, Area::Code, "main.py", job.code.as_bytes()).await?;
-    send_file(&mut stdin, Area::Input, "data.json", job.input.as_bytes()).await?;
-    for InputFile { name, bytes } in &job.files {
-        send_file(&mut stdin, Area::Input, name, bytes).await?;
-    }
-    send(&mut stdin, &ToGuest::Start(limits(&job.limits))).await?;
     Ok(stdin)
+}
+
+/// Asks init to start an interpreter and to hold it.
+pub(super) async fn send_hold(
+    stdin: &mut ChildStdin,
+    environment: &[(String, String)],
+) -> io::Result<()> {
+    let mut wire = Vec::new();
+    put_environment(environment, &mut wire)?;
+    put(&ToGuest::Hold, &mut wire)?;
+    stdin.write_all(&wire).await
+}
+
+/// Asks init whether it holds one.
+pub(super) async fn send_ping(stdin: &mut ChildStdin) -> io::Result<()> {
+    send(stdin, &ToGuest::Ping).await
 }
 
 /// Asks init to kill the program.
@@ -56,26 +85,16 @@ pub(super) async fn send_cancel(stdin: &mut ChildStdin) -> io::Result<()> {
     send(stdin, &ToGuest::Cancel).await
 }
 
-async fn send_file(stdin: &mut ChildStdin, area: Area, name: &str, bytes: &[u8]) -> io::Result<()> {
-    send(
-        stdin,
-        &ToGuest::File {
-            area,
-            name,
-            size: bytes.len() as u64,
-        },
-    )
-    .await?;
-    for chunk in bytes.chunks(MAX_CHUNK) {
-        send(stdin, &ToGuest::Data(chunk)).await?;
-    }
-    Ok(())
-}
-
 async fn send(stdin: &mut ChildStdin, frame: &ToGuest<'_>) -> io::Result<()> {
     let mut wire = Vec::new();
     put(frame, &mut wire)?;
     stdin.write_all(&wire).await
+}
+
+fn put_environment(environment: &[(String, String)], wire: &mut Vec<u8>) -> io::Result<()> {
+    environment
+        .iter()
+        .try_for_each(|(name, value)| put(&ToGuest::Env { name, value }, wire))
 }
 
 fn put(frame: &ToGuest<'_>, wire: &mut Vec<u8>) -> io::Result<()> {

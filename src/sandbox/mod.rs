@@ -16,6 +16,7 @@ mod attend;
 mod confinement;
 mod guest;
 mod probe;
+mod ready;
 mod record;
 mod runtime;
 mod selftest;
@@ -26,6 +27,7 @@ mod sweep;
 
 pub use attend::Event;
 pub use probe::{ProbeError, probe};
+pub use ready::{CheckpointError, Finished, Ready};
 pub use runtime::Runtime;
 pub use selftest::{SelfTestError, SelfTests};
 pub use step::Step;
@@ -76,6 +78,10 @@ pub enum SandboxError {
     },
     #[error("cannot become the parent of orphans")]
     Subreaper { source: io::Error },
+    #[error("a sandbox was not ready to take a job: {why}")]
+    NotReady { why: String },
+    #[error("cannot freeze or thaw the sandbox `{id}`")]
+    Freezer { id: String, source: CgroupError },
     #[error("cannot clear the sandbox `{id}` away")]
     Teardown { id: String, source: TeardownError },
 }
@@ -195,26 +201,24 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
     pub async fn run(&self, order: Order<'_>) -> Result<Outcome, SandboxError> {
-        let (begun, started_at) = (Instant::now(), Timestamp::now());
-        let mut sandbox = Sandbox::start(self, order.image, &order.job.limits)?;
+        let span = self.span(Start::Cold);
+        let mut sandbox =
+            process::blocking(|| Sandbox::start(self, order.image, &order.job.limits))?;
         // The sandbox exists: no `?` from here until it is gone.
         let attended = attend::attend(&mut sandbox, &order).await;
-        let id = sandbox.id().to_owned();
+        let span = span.of(&sandbox);
         let counters = clear(sandbox).await?;
-        let (outcome, pending) = outcome(
-            Span {
-                id,
-                runtime: self.runtime.name(),
-                begun,
-                started_at,
-            },
-            attended,
-            &counters,
-        );
-        if let Some(events) = &order.events {
-            flush(events, pending, &order.cancel).await;
+        Ok(conclude(span, attended, &counters, &order).await)
+    }
+
+    fn span(&self, start: Start) -> Span {
+        Span {
+            id: String::new(),
+            runtime: self.runtime.name(),
+            start,
+            begun: Instant::now(),
+            started_at: Timestamp::now(),
         }
-        Ok(outcome)
     }
 }
 
@@ -246,11 +250,36 @@ async fn clear(sandbox: Sandbox) -> Result<Counters, SandboxError> {
         .map_err(|source| SandboxError::Teardown { id, source })
 }
 
+/// Whose outcome it is, and since when.
 struct Span {
     id: String,
     runtime: &'static str,
+    start: Start,
     begun: Instant,
     started_at: Timestamp,
+}
+
+impl Span {
+    fn of(self, sandbox: &Sandbox) -> Self {
+        Self {
+            id: sandbox.id().to_owned(),
+            ..self
+        }
+    }
+}
+
+/// The outcome; what nobody has taken yet of the output is sent before.
+async fn conclude(
+    span: Span,
+    attended: Attended,
+    counters: &Counters,
+    order: &Order<'_>,
+) -> Outcome {
+    let (outcome, pending) = outcome(span, attended, counters);
+    if let Some(events) = &order.events {
+        flush(events, pending, &order.cancel).await;
+    }
+    outcome
 }
 
 fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, VecDeque<Event>) {
@@ -263,7 +292,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
         Some(_) => Phase::Execution,
     };
     let timing = Timing {
-        start: Start::Cold,
+        start: span.start,
         sandbox_ms: attended.ready_after.map_or(total_ms, milliseconds),
         startup_ms: attended.startup_ms,
         dep_install_ms: None,

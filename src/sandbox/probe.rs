@@ -7,7 +7,7 @@ use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
 use crate::sys::process::{self, ProcessError};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// What a runtime lacks.
@@ -122,7 +122,7 @@ async fn restore(
         runsc.restore(places, bundle, from, id)
     })
     .map_err(ProbeError::Sandbox)?;
-    let attended = attend::attend_restored(&mut sandbox, order).await;
+    let attended = attend::attend_ready(&mut sandbox, order, Instant::now()).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     judge(&attended, |why| ProbeError::Restore { why })
 }

@@ -161,9 +161,9 @@ impl Sandbox {
         Places::below(self.record.path())
     }
 
-    /// Since its start was begun.
-    pub(super) fn age(&self) -> Duration {
-        self.started.elapsed()
+    /// When its start was begun.
+    pub(super) fn started(&self) -> Instant {
+        self.started
     }
 
     /// Looks whether a container is confined, before it is given a program.
@@ -241,7 +241,8 @@ impl Sandbox {
         Ok(())
     }
 
-    fn read_counters(&self) -> Result<Counters, crate::sys::cgroup::CgroupError> {
+    /// What the cgroup has counted so far.
+    pub(super) fn read_counters(&self) -> Result<Counters, crate::sys::cgroup::CgroupError> {
         Ok(Counters {
             oom_kills: self.record.leaf.oom_kills()?,
             memory_peak: self.record.leaf.memory_peak()?,

@@ -1,8 +1,9 @@
-//! Receiving a job: its environment, its files, its limits.
+//! Receiving a job: its environment, its files, its limits; or the wish to be ready for one.
 
 use crate::{InitError, host::Host};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use tako_guest::{Area, Limits, ToGuest};
@@ -13,12 +14,22 @@ pub(crate) struct Job {
     pub(crate) limits: Limits,
 }
 
-/// Takes frames until [`ToGuest::Start`], writing each file as it comes.
-pub(crate) fn receive(host: &mut Host) -> Result<Job, InitError> {
+/// What the host wants.
+pub(crate) enum Wish {
+    /// Run this job.
+    Run(Job),
+    /// Hold an interpreter with this environment.
+    Hold(Vec<(String, String)>),
+    /// Tell whether one is held.
+    Ping,
+}
+
+/// Takes frames until one that asks for something, writing each file as it comes.
+pub(crate) fn receive(host: &mut Host) -> Result<Wish, InitError> {
     let mut environment = Vec::new();
     let mut file = None;
     loop {
-        let start = host.receive(|frame| match frame {
+        let wish = host.receive(|frame| match frame {
             ToGuest::Env { name, value } => {
                 environment.push((name.to_owned(), value.to_owned()));
                 Ok(None)
@@ -33,14 +44,16 @@ pub(crate) fn receive(host: &mut Host) -> Result<Job, InitError> {
                     .map_err(InitError::system("write an input file"))?;
                 Ok(None)
             }
-            ToGuest::Start(limits) => Ok(Some(limits)),
+            ToGuest::Start(limits) => Ok(Some(Wish::Run(Job {
+                environment: mem::take(&mut environment),
+                limits,
+            }))),
+            ToGuest::Hold => Ok(Some(Wish::Hold(mem::take(&mut environment)))),
+            ToGuest::Ping => Ok(Some(Wish::Ping)),
             ToGuest::Cancel => Err(InitError::OutOfOrder),
         })?;
-        if let Some(limits) = start {
-            return Ok(Job {
-                environment,
-                limits,
-            });
+        if let Some(wish) = wish {
+            return Ok(wish);
         }
     }
 }

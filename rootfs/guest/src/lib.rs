@@ -6,6 +6,10 @@
 //! ```text
 //! host                                   guest
 //!   <------------------------------------ Ready
+//!   Env*, Hold -------------------------->            (only where a job is not there yet)
+//!   <------------------------------------ Held
+//!   Ping -------------------------------->            (any number of times)
+//!   <------------------------------------ Held
 //!   Env*, (File Data*)*, Start ---------->
 //!   <------------------------------------ Started, Running, (Stdout | Stderr)*
 //!   Cancel ------------------------------>            (at any time after Start)
@@ -24,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use frame::{Buffer, FrameError, MAX_CHUNK, MAX_FRAME, encode};
 
 /// The version that both ends must share; an image carries it in its manifest.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 
 /// Where `tako-init` lies inside an executor image.
 pub const INIT_PATH: &str = "/usr/lib/tako-vm/tako-init";
@@ -36,6 +40,10 @@ pub const RUN_DIR: &str = "/run/tako-vm";
 ///
 /// The program can write to it too: what it claims there names its own exception, and nothing else.
 pub const REPORT_FIFO: &str = "/run/tako-vm/report";
+
+/// The FIFO on which an interpreter that is held ready waits for its program. It is gone before any
+/// program runs.
+pub const HOLD_FIFO: &str = "/run/tako-vm/hold";
 
 /// Longest path of a collected file below `/output`, in bytes.
 pub const MAX_FILE_NAME: usize = 1024;
@@ -65,6 +73,10 @@ pub enum ToGuest<'a> {
     Start(Limits),
     /// Kill the program now, and report.
     Cancel,
+    /// Start the interpreter with the environment so far, and hold it until [`ToGuest::Start`].
+    Hold,
+    /// Say once more that the interpreter is held: a restored guest has said so to somebody else.
+    Ping,
 }
 
 /// The directories that the host may fill. Both belong to root inside the sandbox.
@@ -140,6 +152,8 @@ pub enum ToHost<'a> {
     },
     /// Init could not do its own part; the job did not run, or its end is unknown.
     Fault(&'a str),
+    /// The interpreter is up and waits for a program.
+    Held,
 }
 
 /// How the program ended, as the kernel told init.

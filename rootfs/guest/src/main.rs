@@ -8,6 +8,7 @@
 //! [`collect`]or, another process with the program's uid and no capability.
 
 mod collect;
+mod hold;
 mod host;
 mod job;
 mod program;
@@ -15,6 +16,7 @@ mod report;
 mod spawn;
 
 use host::Host;
+use job::Wish;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
@@ -41,6 +43,8 @@ enum InitError {
     NoFilter,
     #[error("the host closed the connection")]
     HostGone,
+    #[error("the interpreter ended before there was a program for it")]
+    NotHeld,
 }
 
 impl InitError {
@@ -106,10 +110,21 @@ fn serve(host: &mut Host) -> Result<(), InitError> {
     require_filter()?;
     remove_devices()?;
     open_output()?;
-    let reports = report::Reports::open()?;
+    let mut reports = report::Reports::open()?;
     host.send(&ToHost::Ready { protocol: PROTOCOL })?;
-    let job = job::receive(host)?;
-    program::run(host, &job, reports)?;
+    let mut held = None;
+    let job = loop {
+        match (job::receive(host)?, &held) {
+            (Wish::Run(job), _) => break job,
+            (Wish::Hold(environment), None) => {
+                held = Some(hold::start(&environment, &mut reports)?);
+                host.send(&ToHost::Held)?;
+            }
+            (Wish::Ping, Some(_)) => host.send(&ToHost::Held)?,
+            (Wish::Hold(_), Some(_)) | (Wish::Ping, None) => return Err(InitError::OutOfOrder),
+        }
+    };
+    program::run(host, &job, held, reports)?;
     let skipped = collect::forward(host, &job.limits)?;
     host.send(&ToHost::Done { skipped })
 }

@@ -1,7 +1,7 @@
 //! Running the program: start it, time it, stream its output, bury everything that it left.
 
 use crate::spawn::{self, Started};
-use crate::{InitError, host::Host, job::Job, report::Reports};
+use crate::{InitError, hold::Held, host::Host, job::Job, report::Reports};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -19,14 +19,23 @@ const TERM_GRACE: Duration = Duration::from_millis(500);
 /// Everybody but init: kill(2), a pid of -1.
 const EVERYBODY: Pid = Pid::from_raw(-1);
 
-/// Runs the job's program to its end and reports it. Afterwards init is the only process.
-pub(crate) fn run(host: &mut Host, job: &Job, mut reports: Reports) -> Result<(), InitError> {
+/// Runs the job's program to its end and reports it, in the interpreter that is held if there is one.
+/// Afterwards init is the only process.
+pub(crate) fn run(
+    host: &mut Host,
+    job: &Job,
+    held: Option<Held>,
+    mut reports: Reports,
+) -> Result<(), InitError> {
     let started = Instant::now();
     let Started {
         pid: main,
         stdout,
         stderr,
-    } = spawn::start(&job.environment)?;
+    } = match held {
+        Some(held) => held.release(&job.environment)?,
+        None => spawn::start(&job.environment)?,
+    };
     let children = watch_children()?;
     reports.follow(main.as_raw().unsigned_abs());
     host.send(&ToHost::Started)?;
@@ -292,6 +301,15 @@ impl Clock {
             return signal_everybody(Signal::SIGTERM);
         }
         Ok(())
+    }
+}
+
+/// Whether a child has ended, which is then buried.
+pub(crate) fn has_ended(child: Pid) -> Result<bool, InitError> {
+    match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(errno) => Err(InitError::system("wait for the interpreter")(errno)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the hook in the interpreter says: that it is up, and which exception ended the program.
+//! What the hook in the interpreter says: that it waits, that it is up, and which exception ended the program.
 //!
 //! Records come through a FIFO, so that the program inherits no descriptor of ours. Any process of
 //! the program can write there; a record counts only with the main program's pid, and what it says
@@ -23,6 +23,7 @@ pub(crate) struct Reports {
     _writer: File,
     pending: Vec<u8>,
     main: u32,
+    held: bool,
     up: bool,
     exception: Option<(String, String)>,
 }
@@ -47,6 +48,7 @@ impl Reports {
             _writer: writer.into(),
             pending: Vec::new(),
             main: 0,
+            held: false,
             up: false,
             exception: None,
         })
@@ -59,6 +61,11 @@ impl Reports {
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.fifo.as_fd()
+    }
+
+    /// Whether the interpreter said that it waits for its program.
+    pub(crate) fn held(&self) -> bool {
+        self.held
     }
 
     /// Whether the interpreter said that it is up.
@@ -98,6 +105,7 @@ impl Reports {
             return;
         }
         match (kind, fields.next(), fields.next()) {
+            ("held", ..) => self.held = true,
             ("up", ..) => self.up = true,
             ("exception", Some(classes), Some(message)) => {
                 self.exception = Some((classes.to_owned(), message.to_owned()));

@@ -1,0 +1,79 @@
+//! An interpreter that waits for its program.
+//!
+//! It is the one that will run it: started as ever, on a `/code/main.py` that is not there yet, it is
+//! held by the image's hook in its site initialisation, in a blocking read. Nothing else of it waits,
+//! no thread and no poll, so that a checkpoint of it can be restored.
+
+use crate::report::Reports;
+use crate::spawn::{self, Started};
+use crate::{InitError, program};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{mkfifo, unlink};
+use std::fs::File;
+use std::io::Write;
+use tako_guest::HOLD_FIFO;
+
+/// How often it is asked whether the interpreter is still alive, in milliseconds.
+const CHECK: PollTimeout = PollTimeout::from_u8(200);
+
+/// The interpreter, and the only open end to write to it.
+pub(crate) struct Held {
+    interpreter: Started,
+    release: File,
+}
+
+/// Starts the interpreter and waits until it is held.
+pub(crate) fn start(
+    environment: &[(String, String)],
+    reports: &mut Reports,
+) -> Result<Held, InitError> {
+    let failed = || InitError::system::<nix::Error>("make the FIFO that holds the interpreter");
+    mkfifo(HOLD_FIFO, Mode::from_bits_truncate(0o600)).map_err(failed())?;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    // Without a reader it could not be opened for writing.
+    let reader = open(HOLD_FIFO, flags | OFlag::O_RDONLY, Mode::empty()).map_err(failed())?;
+    let writer = open(HOLD_FIFO, flags | OFlag::O_WRONLY, Mode::empty()).map_err(failed())?;
+    fchmod(&reader, Mode::from_bits_truncate(0o444)).map_err(failed())?;
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_WRONLY)).map_err(failed())?;
+    let interpreter = spawn::start(environment)?;
+    reports.follow(interpreter.pid.as_raw().unsigned_abs());
+    while !reports.held() {
+        let mut polled = [PollFd::new(reports.descriptor(), PollFlags::POLLIN)];
+        match poll(&mut polled, CHECK) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(InitError::system("poll")(errno)),
+        }
+        if !reports.drain() && program::has_ended(interpreter.pid)? {
+            return Err(InitError::NotHeld);
+        }
+    }
+    // It has it open, and nobody else is to find it.
+    unlink(HOLD_FIFO).map_err(failed())?;
+    Ok(Held {
+        interpreter,
+        release: writer.into(),
+    })
+}
+
+impl Held {
+    /// Lets the interpreter turn to `/code/main.py`, with this environment in place of its own.
+    pub(crate) fn release(
+        mut self,
+        environment: &[(String, String)],
+    ) -> Result<Started, InitError> {
+        let mut text = Vec::new();
+        for (name, value) in environment {
+            for part in [name, "=", value, "\0"] {
+                text.extend_from_slice(part.as_bytes());
+            }
+        }
+        // Its end of file is the word: nobody else has it open for writing.
+        self.release
+            .write_all(&text)
+            .map_err(InitError::system("release the interpreter"))?;
+        Ok(self.interpreter)
+    }
+}

@@ -1,0 +1,224 @@
+//! A sandbox that waits for its job, with its interpreter started and held.
+//!
+//! It is made cold, or restored from the checkpoint of another one that had never had a job. Either
+//! way it serves one job and is destroyed, as every sandbox: [`Sandboxes::run_in`] takes it by value.
+
+use super::start::{Counters, Sandbox};
+use super::{Order, Runtime, SandboxError, Sandboxes, attend, clear, conclude};
+use crate::job::{JobSpec, Limits, Outcome, Start};
+use crate::sys::process::{self, ProcessError};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// How long runsc may take to write a checkpoint. It takes 0.1 s, and longer for what has imported
+/// much.
+const CHECKPOINT: Duration = Duration::from_secs(20);
+
+/// A sandbox that waits for its job.
+///
+/// Dropped, it is killed and cleared away on the spot; [`Ready::discard`] does so without holding up
+/// a thread.
+#[derive(Debug)]
+pub struct Ready {
+    sandbox: Sandbox,
+    since: Instant,
+    restored: bool,
+}
+
+/// Why there is no checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum CheckpointError {
+    #[error("a container is never checkpointed")]
+    Container,
+    #[error("runsc does not write it")]
+    Write(#[source] ProcessError),
+    #[error(transparent)]
+    Sandbox(SandboxError),
+}
+
+/// A job that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// How, and what it left.
+    pub outcome: Outcome,
+    /// The sandbox never took the job up: nothing of the program has been run.
+    pub untouched: bool,
+    /// Ends when nothing is left of the sandbox, with the time that killing it took. Dropping it does
+    /// not stop that.
+    pub clearing: JoinHandle<Result<Duration, SandboxError>>,
+}
+
+impl Sandboxes {
+    /// Starts a sandbox and lets it hold an interpreter for a job with these limits.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left of it then.
+    pub async fn ready(&self, image: &Path, limits: &Limits) -> Result<Ready, SandboxError> {
+        let mut sandbox = process::blocking(|| Sandbox::start(self, image, limits))?;
+        let mut held = attend::await_ready(&mut sandbox).await;
+        if held.is_ok() {
+            held = attend::hold(&mut sandbox, &JobSpec::base_environment()).await;
+        }
+        Ready::new(sandbox, held, false).await
+    }
+
+    /// The same from a checkpoint of such a sandbox, of the same image and limits.
+    ///
+    /// # Errors
+    /// [`SandboxError`]; nothing is left of it then.
+    pub async fn restore(
+        &self,
+        image: &Path,
+        limits: &Limits,
+        checkpoint: &Path,
+    ) -> Result<Ready, SandboxError> {
+        let Runtime::Gvisor(runsc) = &self.runtime else {
+            let why = "containers are not restored".to_owned();
+            return Err(SandboxError::NotReady { why });
+        };
+        let mut sandbox = process::blocking(|| {
+            Sandbox::start_with(self, image, limits, |places, bundle, id| {
+                runsc.restore(places, bundle, checkpoint, id)
+            })
+        })?;
+        let held = attend::await_held(&mut sandbox).await;
+        Ready::new(sandbox, held, true).await
+    }
+
+    /// Runs a job in a sandbox that waits for one. It is told how it `start`ed from where the caller
+    /// stands.
+    ///
+    /// A program that ended by itself is known to have ended before its sandbox is cleared away.
+    ///
+    /// # Errors
+    /// [`SandboxError`] when the sandbox could not be thawed or not be cleared away.
+    pub async fn run_in(
+        &self,
+        ready: Ready,
+        order: &Order<'_>,
+        start: Start,
+    ) -> Result<Finished, SandboxError> {
+        let mut sandbox = ready.sandbox;
+        let span = self.span(start).of(&sandbox);
+        let attended = attend::attend_ready(&mut sandbox, order, span.begun).await;
+        let untouched = !attended.touched;
+        // All that is still to come is the death of those who have nothing left to do.
+        let early = attended.complete.then(|| sandbox.read_counters()).and_then(Result::ok);
+        let counters = match early {
+            Some(counters) => counters,
+            None => {
+                let counters = clear(sandbox).await?;
+                let outcome = conclude(span, attended, &counters, order).await;
+                let kill_time = counters.kill_time;
+                return Ok(Finished {
+                    outcome,
+                    untouched,
+                    clearing: tokio::spawn(async move { Ok(kill_time) }),
+                });
+            }
+        };
+        let clearing = tokio::spawn(async move {
+            let cleared: Counters = clear(sandbox).await?;
+            Ok(cleared.kill_time)
+        });
+        Ok(Finished {
+            outcome: conclude(span, attended, &counters, order).await,
+            untouched,
+            clearing,
+        })
+    }
+
+    /// Writes a checkpoint of a sandbox into `directory`, and ends it.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; what lies in `directory` then is of no use.
+    pub async fn checkpoint(
+        &self,
+        ready: Ready,
+        directory: &Path,
+    ) -> Result<(), CheckpointError> {
+        let sandbox = ready.sandbox;
+        let Runtime::Gvisor(runsc) = &self.runtime else {
+            return Err(CheckpointError::Container);
+        };
+        let mut command = runsc.checkpoint(&sandbox.places(), directory, sandbox.id());
+        let written = process::blocking(|| process::run_within(&mut command, CHECKPOINT));
+        clear(sandbox).await.map_err(CheckpointError::Sandbox)?;
+        written.map(drop).map_err(CheckpointError::Write)
+    }
+}
+
+impl Ready {
+    async fn new(
+        mut sandbox: Sandbox,
+        held: Result<(), String>,
+        restored: bool,
+    ) -> Result<Self, SandboxError> {
+        sandbox.expedited = None;
+        match held {
+            Ok(()) => Ok(Self {
+                sandbox,
+                since: Instant::now(),
+                restored,
+            }),
+            Err(why) => {
+                clear(sandbox).await?;
+                Err(SandboxError::NotReady { why })
+            }
+        }
+    }
+
+    /// Name of the sandbox.
+    pub fn id(&self) -> &str {
+        self.sandbox.id()
+    }
+
+    /// How long it has been waiting.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Whether it was restored from a checkpoint.
+    pub fn is_restored(&self) -> bool {
+        self.restored
+    }
+
+    /// Whether it can still be handed a job, as far as can be seen without asking it.
+    pub fn is_alive(&mut self) -> bool {
+        let running = matches!(self.sandbox.runtime.try_wait(), Ok(None));
+        running && self.sandbox.oom_kills().is_ok_and(|kills| kills == 0)
+    }
+
+    /// Stops it where it is: it takes no CPU time any more.
+    ///
+    /// # Errors
+    /// [`SandboxError::Freezer`].
+    pub fn freeze(&self) -> Result<(), SandboxError> {
+        self.sandbox.freeze().map_err(|source| self.freezer(source))
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// [`SandboxError::Freezer`].
+    pub fn thaw(&self) -> Result<(), SandboxError> {
+        self.sandbox.thaw().map_err(|source| self.freezer(source))
+    }
+
+    fn freezer(&self, source: crate::sys::cgroup::CgroupError) -> SandboxError {
+        SandboxError::Freezer {
+            id: self.id().to_owned(),
+            source,
+        }
+    }
+
+    /// Destroys it, without having had a job.
+    ///
+    /// # Errors
+    /// [`SandboxError::Teardown`].
+    pub async fn discard(self) -> Result<(), SandboxError> {
+        clear(self.sandbox).await.map(drop)
+    }
+}
