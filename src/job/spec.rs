@@ -124,9 +124,31 @@ const BASE_ENVIRONMENT: [(&str, &str); 5] = [
 /// Beginnings of names of variables that are read while the interpreter starts, or while a library is
 /// imported that an image may hold ready.
 const READ_AT_START: [&str; 25] = [
-    "PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "GLIBC_", "GCONV_", "LOCPATH", "PATH", "HOME",
-    "OPENSSL_", "SSL_", "OMP_", "KMP_", "GOMP_", "OPENBLAS_", "GOTO_", "BLIS_", "MKL_", "NPY_",
-    "NUMEXPR_", "MPL", "JOBLIB_", "SKLEARN_",
+    "PYTHON",
+    "LD_",
+    "LC_",
+    "LANG",
+    "TZ",
+    "MALLOC_",
+    "GLIBC_",
+    "GCONV_",
+    "LOCPATH",
+    "PATH",
+    "HOME",
+    "OPENSSL_",
+    "SSL_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "OPENBLAS_",
+    "GOTO_",
+    "BLIS_",
+    "MKL_",
+    "NPY_",
+    "NUMEXPR_",
+    "MPL",
+    "JOBLIB_",
+    "SKLEARN_",
 ];
 
 impl JobSpec {
@@ -379,7 +401,14 @@ mod tests {
                 .unwrap()
                 .needs_own_interpreter()
         };
-        for name in ["PYTHONHASHSEED", "LC_ALL", "LANGUAGE", "TZ", "HOME", "MPLBACKEND"] {
+        for name in [
+            "PYTHONHASHSEED",
+            "LC_ALL",
+            "LANGUAGE",
+            "TZ",
+            "HOME",
+            "MPLBACKEND",
+        ] {
             assert!(needs(name, "1"), "{name}");
         }
         assert!(!needs("HOME", "/tmp"));

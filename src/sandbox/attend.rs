@@ -9,14 +9,15 @@ use super::guest;
 use super::spool::{Files, Spool, SpoolError};
 use super::start::Sandbox;
 use super::step::Step;
-use crate::sys::process;
 use crate::job::{Captured, Ending, Evidence, Exception, Killed, Limits, Phase};
+use crate::sys::process;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 use tako_guest::{EndedBy, Exit, ExitStatus, FrameError, PROTOCOL, ToHost};
+use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep_until};
@@ -110,6 +111,8 @@ pub(super) enum Fault {
     Init { text: String },
     #[error("it ended before its program was reported to end")]
     Ended,
+    #[error("it cannot be written to")]
+    Write { source: io::Error },
     #[error("it cannot be read from")]
     Read { source: io::Error },
 }
@@ -172,26 +175,23 @@ pub(super) async fn hold(
     sandbox: &mut Sandbox,
     environment: &[(String, String)],
 ) -> Result<(), String> {
-    let held = ask(sandbox, |stdin| guest::send_hold(stdin, environment)).await;
+    let held = ask(sandbox, guest::hold_frames(environment)).await;
     explained(sandbox, held).await
 }
 
 /// Waits until a restored sandbox says that it holds one.
 pub(super) async fn await_held(sandbox: &mut Sandbox) -> Result<(), String> {
-    let held = ask(sandbox, guest::send_ping).await;
+    let held = ask(sandbox, guest::ping_frame()).await;
     explained(sandbox, held).await
 }
 
 /// Sends what is answered with `Held`, and waits for that.
-async fn ask(
-    sandbox: &mut Sandbox,
-    send: impl AsyncFnOnce(&mut ChildStdin) -> io::Result<()>,
-) -> Result<(), Fault> {
-    let mut stdin = sandbox.stdin.take();
+async fn ask(sandbox: &mut Sandbox, frames: io::Result<Vec<u8>>) -> Result<(), Fault> {
     let asked = async {
-        if let Some(stdin) = &mut stdin {
+        let frames = frames.map_err(|source| Fault::Write { source })?;
+        if let Some(stdin) = &mut sandbox.stdin {
             // A guest that does not read has a reason, and it is still to be read.
-            send(stdin).await.ok();
+            stdin.write_all(&frames).await.ok();
         }
         expect(sandbox, |frame| match frame {
             ToHost::Held => Ok(()),
@@ -199,9 +199,7 @@ async fn ask(
         })
         .await
     };
-    let held = within_boot(asked).await;
-    sandbox.stdin = stdin;
-    held
+    within_boot(asked).await
 }
 
 async fn within_boot(done: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
@@ -266,12 +264,7 @@ async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
 }
 
 impl<'a> Attendance<'a> {
-    fn new(
-        order: &'a Order<'_>,
-        stage: Stage,
-        time: Duration,
-        begun: std::time::Instant,
-    ) -> Self {
+    fn new(order: &'a Order<'_>, stage: Stage, time: Duration, begun: std::time::Instant) -> Self {
         let limits = &order.job.limits;
         let known = Attended {
             evidence: Evidence::default(),

@@ -64,20 +64,19 @@ pub(super) async fn hand_over(mut stdin: ChildStdin, job: &JobSpec) -> io::Resul
     Ok(stdin)
 }
 
-/// Asks init to start an interpreter and to hold it.
-pub(super) async fn send_hold(
-    stdin: &mut ChildStdin,
-    environment: &[(String, String)],
-) -> io::Result<()> {
+/// What asks init to start an interpreter with this environment and to hold it.
+pub(super) fn hold_frames(environment: &[(String, String)]) -> io::Result<Vec<u8>> {
     let mut wire = Vec::new();
     put_environment(environment, &mut wire)?;
     put(&ToGuest::Hold, &mut wire)?;
-    stdin.write_all(&wire).await
+    Ok(wire)
 }
 
-/// Asks init whether it holds one.
-pub(super) async fn send_ping(stdin: &mut ChildStdin) -> io::Result<()> {
-    send(stdin, &ToGuest::Ping).await
+/// What asks init whether it holds one.
+pub(super) fn ping_frame() -> io::Result<Vec<u8>> {
+    let mut wire = Vec::new();
+    put(&ToGuest::Ping, &mut wire)?;
+    Ok(wire)
 }
 
 /// Asks init to kill the program.

@@ -34,8 +34,8 @@ pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
 use crate::bundle::{self, BundleError, Isolation, seccomp};
-use crate::job::{JobSpec, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
-use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf};
+use crate::job::{JobSpec, Limits, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
+use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf, Urgency};
 use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
@@ -202,13 +202,21 @@ impl Sandboxes {
     /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
     pub async fn run(&self, order: Order<'_>) -> Result<Outcome, SandboxError> {
         let span = self.span(Start::Cold);
-        let mut sandbox =
-            process::blocking(|| Sandbox::start(self, order.image, &order.job.limits))?;
+        let mut sandbox = self.start(order.image, &order.job.limits, Urgency::Job)?;
         // The sandbox exists: no `?` from here until it is gone.
         let attended = attend::attend(&mut sandbox, &order).await;
         let span = span.of(&sandbox);
         let counters = clear(sandbox).await?;
         Ok(conclude(span, attended, &counters, &order).await)
+    }
+
+    fn start(
+        &self,
+        image: &Path,
+        limits: &Limits,
+        urgency: Urgency,
+    ) -> Result<Sandbox, SandboxError> {
+        process::blocking(|| Sandbox::start(self, image, limits, urgency))
     }
 
     fn span(&self, start: Start) -> Span {
@@ -331,7 +339,7 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
 fn specification(
     shared: &Sandboxes,
     image: &Path,
-    limits: &crate::job::Limits,
+    limits: &Limits,
     leaf: &Leaf,
     first_id: u32,
 ) -> Result<oci_spec::runtime::Spec, BundleError> {

@@ -5,6 +5,7 @@ use super::start::Sandbox;
 use super::{Order, Runtime, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
+use crate::sys::cgroup::Urgency;
 use crate::sys::process::{self, ProcessError};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -90,7 +91,9 @@ async fn run(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<(), ProbeError>
 }
 
 fn start(sandboxes: &Sandboxes, order: &Order<'_>) -> Result<Sandbox, ProbeError> {
-    Sandbox::start(sandboxes, order.image, &order.job.limits).map_err(ProbeError::Sandbox)
+    sandboxes
+        .start(order.image, &order.job.limits, Urgency::Job)
+        .map_err(ProbeError::Sandbox)
 }
 
 async fn write_checkpoint(
@@ -118,9 +121,13 @@ async fn restore(
     from: &Path,
 ) -> Result<(), ProbeError> {
     let limits = &order.job.limits;
-    let mut sandbox = Sandbox::start_with(sandboxes, order.image, limits, |places, bundle, id| {
-        runsc.restore(places, bundle, from, id)
-    })
+    let mut sandbox = Sandbox::start_with(
+        sandboxes,
+        order.image,
+        limits,
+        Urgency::Job,
+        |places, bundle, id| runsc.restore(places, bundle, from, id),
+    )
     .map_err(ProbeError::Sandbox)?;
     let attended = attend::attend_ready(&mut sandbox, order, Instant::now()).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;

@@ -6,7 +6,9 @@
 use super::start::{Counters, Sandbox};
 use super::{Order, Runtime, SandboxError, Sandboxes, attend, clear, conclude};
 use crate::job::{JobSpec, Limits, Outcome, Start};
+use crate::sys::cgroup::{CgroupError, Urgency};
 use crate::sys::process::{self, ProcessError};
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -19,7 +21,6 @@ const CHECKPOINT: Duration = Duration::from_secs(20);
 ///
 /// Dropped, it is killed and cleared away on the spot; [`Ready::discard`] does so without holding up
 /// a thread.
-#[derive(Debug)]
 pub struct Ready {
     sandbox: Sandbox,
     since: Instant,
@@ -55,8 +56,13 @@ impl Sandboxes {
     ///
     /// # Errors
     /// [`SandboxError`]; nothing is left of it then.
-    pub async fn ready(&self, image: &Path, limits: &Limits) -> Result<Ready, SandboxError> {
-        let mut sandbox = process::blocking(|| Sandbox::start(self, image, limits))?;
+    pub async fn ready(
+        &self,
+        image: &Path,
+        limits: &Limits,
+        urgency: Urgency,
+    ) -> Result<Ready, SandboxError> {
+        let mut sandbox = self.start(image, limits, urgency)?;
         let mut held = attend::await_ready(&mut sandbox).await;
         if held.is_ok() {
             held = attend::hold(&mut sandbox, &JobSpec::base_environment()).await;
@@ -72,6 +78,7 @@ impl Sandboxes {
         &self,
         image: &Path,
         limits: &Limits,
+        urgency: Urgency,
         checkpoint: &Path,
     ) -> Result<Ready, SandboxError> {
         let Runtime::Gvisor(runsc) = &self.runtime else {
@@ -79,7 +86,7 @@ impl Sandboxes {
             return Err(SandboxError::NotReady { why });
         };
         let mut sandbox = process::blocking(|| {
-            Sandbox::start_with(self, image, limits, |places, bundle, id| {
+            Sandbox::start_with(self, image, limits, urgency, |places, bundle, id| {
                 runsc.restore(places, bundle, checkpoint, id)
             })
         })?;
@@ -105,7 +112,10 @@ impl Sandboxes {
         let attended = attend::attend_ready(&mut sandbox, order, span.begun).await;
         let untouched = !attended.touched;
         // All that is still to come is the death of those who have nothing left to do.
-        let early = attended.complete.then(|| sandbox.read_counters()).and_then(Result::ok);
+        let early = attended
+            .complete
+            .then(|| sandbox.read_counters())
+            .and_then(Result::ok);
         let counters = match early {
             Some(counters) => counters,
             None => {
@@ -134,11 +144,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// [`CheckpointError`]; what lies in `directory` then is of no use.
-    pub async fn checkpoint(
-        &self,
-        ready: Ready,
-        directory: &Path,
-    ) -> Result<(), CheckpointError> {
+    pub async fn checkpoint(&self, ready: Ready, directory: &Path) -> Result<(), CheckpointError> {
         let sandbox = ready.sandbox;
         let Runtime::Gvisor(runsc) = &self.runtime else {
             return Err(CheckpointError::Container);
@@ -147,6 +153,12 @@ impl Sandboxes {
         let written = process::blocking(|| process::run_within(&mut command, CHECKPOINT));
         clear(sandbox).await.map_err(CheckpointError::Sandbox)?;
         written.map(drop).map_err(CheckpointError::Write)
+    }
+}
+
+impl fmt::Debug for Ready {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Ready").field(&self.id()).finish()
     }
 }
 
@@ -207,11 +219,19 @@ impl Ready {
         self.sandbox.thaw().map_err(|source| self.freezer(source))
     }
 
-    fn freezer(&self, source: crate::sys::cgroup::CgroupError) -> SandboxError {
+    fn freezer(&self, source: CgroupError) -> SandboxError {
         SandboxError::Freezer {
             id: self.id().to_owned(),
             source,
         }
+    }
+
+    /// Bytes of memory that are charged to it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Cgroup`].
+    pub fn memory_used(&self) -> Result<u64, SandboxError> {
+        self.sandbox.memory_used().map_err(SandboxError::Cgroup)
     }
 
     /// Destroys it, without having had a job.

@@ -4,10 +4,10 @@
 //! the kernel says of it from outside.
 
 use super::attend::{self, Attended};
-use super::start::{Counters, Sandbox};
+use super::start::Counters;
 use super::{Event, Order, Runtime, SandboxError, Sandboxes, clear};
 use crate::job::{JobRequest, JobSpec, Killed, Maxima, Phase, SpecError, Termination};
-use crate::sys::cgroup::{CgroupError, InForce, Outside};
+use crate::sys::cgroup::{CgroupError, InForce, Outside, Urgency};
 use crate::sys::process::PidFd;
 use std::io;
 use std::path::PathBuf;
@@ -278,7 +278,9 @@ impl SelfTests {
             events: Some(sender),
             cancel: self.cancel.clone(),
         };
-        let mut sandbox = Sandbox::start(&self.sandboxes, order.image, &job.limits)
+        let mut sandbox = self
+            .sandboxes
+            .start(order.image, &job.limits, Urgency::Job)
             .map_err(SelfTestError::Sandbox)?;
         // The sandbox exists: no `?` from here until it is gone.
         let outside = sandbox.outside();

@@ -74,17 +74,18 @@ impl Sandbox {
         shared: &Sandboxes,
         image: &Path,
         limits: &Limits,
+        urgency: Urgency,
     ) -> Result<Self, SandboxError> {
         match &shared.runtime {
             Runtime::Gvisor(runsc) => {
-                Self::start_with(shared, image, limits, |places, bundle, id| {
+                Self::start_with(shared, image, limits, urgency, |places, bundle, id| {
                     runsc.run(places, bundle, id)
                 })
             }
             Runtime::Container(runc) => {
                 let root = mount::detached(image).map_err(SandboxError::Mount)?;
                 mount::preload(&root, &PRELOADED);
-                Self::start_with(shared, image, limits, |_, bundle, id| {
+                Self::start_with(shared, image, limits, urgency, |_, bundle, id| {
                     runc.run(bundle, id, root)
                 })
             }
@@ -96,6 +97,7 @@ impl Sandbox {
         shared: &Sandboxes,
         image: &Path,
         limits: &Limits,
+        urgency: Urgency,
         command: impl FnOnce(&Places, &Path, &str) -> Command,
     ) -> Result<Self, SandboxError> {
         let started = Instant::now();
@@ -108,7 +110,7 @@ impl Sandbox {
         let leaf_limits = LeafLimits {
             memory_bytes: limits.memory_bytes,
             pids: limits.host_processes(),
-            urgency: Urgency::Job,
+            urgency,
         };
         let record = Record::with_leaf(held, &shared.hierarchies, leaf_limits)?;
         reached(Step::CgroupMade);
@@ -176,9 +178,26 @@ impl Sandbox {
         }
     }
 
-    /// Applies the CPU quota, which does not hold during start-up.
+    /// Applies the CPU quota, which does not hold during start-up, and the weight of a job, which a
+    /// sandbox does not have that was made ahead.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
-        self.record.leaf.limit_cpu(millicpus)
+        self.record.leaf.limit_cpu(millicpus)?;
+        self.record.leaf.set_urgency(Urgency::Job)
+    }
+
+    /// Stops everything in the cgroup where it is.
+    pub(super) fn freeze(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.record.leaf.freeze()
+    }
+
+    /// Lets everything in the cgroup go on.
+    pub(super) fn thaw(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.record.leaf.thaw()
+    }
+
+    /// Bytes of memory that are charged to it.
+    pub(super) fn memory_used(&self) -> Result<u64, crate::sys::cgroup::CgroupError> {
+        self.record.leaf.memory_used()
     }
 
     /// Its cgroup, for whoever watches from outside.

@@ -9,7 +9,7 @@ use crate::spawn::{self, Started};
 use crate::{InitError, program};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{mkfifo, unlink};
 use std::fs::File;
@@ -17,7 +17,7 @@ use std::io::Write;
 use tako_guest::HOLD_FIFO;
 
 /// How often it is asked whether the interpreter is still alive, in milliseconds.
-const CHECK: PollTimeout = PollTimeout::from_u8(200);
+const CHECK: u8 = 200;
 
 /// The interpreter, and the only open end to write to it.
 pub(crate) struct Held {
@@ -46,7 +46,7 @@ pub(crate) fn start(
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(InitError::system("poll")(errno)),
         }
-        if !reports.drain() && program::has_ended(interpreter.pid)? {
+        if !reports.drain() && program::has_child_ended()? {
             return Err(InitError::NotHeld);
         }
     }

@@ -305,8 +305,8 @@ impl Clock {
 }
 
 /// Whether a child has ended, which is then buried.
-pub(crate) fn has_ended(child: Pid) -> Result<bool, InitError> {
-    match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+pub(crate) fn has_child_ended() -> Result<bool, InitError> {
+    match wait_for_any(Some(WaitPidFlag::WNOHANG)) {
         Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => Ok(false),
         Ok(_) => Ok(true),
         Err(errno) => Err(InitError::system("wait for the interpreter")(errno)),

@@ -1,0 +1,84 @@
+use std::time::{Duration, Instant};
+use tako_vm::image::Images;
+use tako_vm::job::*;
+use tako_vm::runsc::{Runsc, provision};
+use tako_vm::sandbox::*;
+use tako_vm::sys::cgroup::Urgency;
+use tokio_util::sync::CancellationToken;
+#[tokio::main]
+async fn main() {
+    let state = tako_vm::config::state_dir();
+    let image = Images::at(&state)
+        .find(&std::env::var("IMAGE").unwrap_or("python".into()))
+        .unwrap();
+    let runsc = Runsc::new(provision::installed(&state).unwrap().binary);
+    let sandboxes = Sandboxes::prepare(&state, runsc).unwrap();
+    let code = std::env::args().nth(1).unwrap_or("print(1+1)".into());
+    let job = JobSpec::check(
+        JobRequest {
+            code,
+            ..Default::default()
+        },
+        &Maxima::default(),
+    )
+    .unwrap();
+    let n: usize = std::env::var("N").map(|n| n.parse().unwrap()).unwrap_or(5);
+    let frozen = std::env::var("FROZEN").is_ok();
+    let checkpoint = tempfile::tempdir_in(&state).unwrap();
+    let at = checkpoint.path().join("c");
+    let t = Instant::now();
+    let ready = sandboxes
+        .ready(&image.path, &job.limits, Urgency::Job)
+        .await
+        .unwrap();
+    println!("ready {:?}", t.elapsed());
+    let t = Instant::now();
+    sandboxes.checkpoint(ready, &at).await.unwrap();
+    println!("checkpoint {:?}", t.elapsed());
+    for round in 0..n {
+        for restored in [false, true] {
+            let t = Instant::now();
+            let ready = if restored {
+                sandboxes
+                    .restore(&image.path, &job.limits, Urgency::Job, &at)
+                    .await
+                    .unwrap()
+            } else {
+                sandboxes
+                    .ready(&image.path, &job.limits, Urgency::Job)
+                    .await
+                    .unwrap()
+            };
+            let made = t.elapsed();
+            if frozen {
+                ready.freeze().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let spool = sandboxes.spool().unwrap();
+            let t = Instant::now();
+            if frozen {
+                ready.thaw().unwrap();
+            }
+            let mem = ready.memory_used().unwrap() >> 20;
+            let order = Order {
+                image: &image.path,
+                job: &job,
+                spool: spool.path(),
+                events: None,
+                cancel: CancellationToken::new(),
+            };
+            let done = sandboxes.run_in(ready, &order, Start::Warm).await.unwrap();
+            let ran = t.elapsed();
+            let o = done.outcome;
+            let kill = done.clearing.await.unwrap().unwrap();
+            println!(
+                "{round} restored={restored} made {made:?} ran {ran:?} gone {:?} kill {kill:?} mem {mem} cpu {} {:?} {:?} {:?}",
+                t.elapsed(),
+                o.usage.cpu_time_ms,
+                o.termination,
+                o.stdout.text(),
+                o.stderr.text()
+            );
+        }
+    }
+}
