@@ -11,8 +11,10 @@ async fn main() {
     let image = Images::at(&state)
         .find(&std::env::var("IMAGE").unwrap_or("python".into()))
         .unwrap();
-    let runsc = Runsc::new(provision::installed(&state).unwrap().binary);
-    let sandboxes = Sandboxes::prepare(&state, runsc).unwrap();
+    let runsc = Runsc::new(std::env::var_os("RUNSC").map(Into::into).unwrap_or(provision::installed(&state).unwrap().binary));
+    let t0 = Instant::now();
+    let steps = std::env::var("STEPS").is_ok();
+    let sandboxes = Sandboxes::prepare(&state, runsc).unwrap().observed(move |_, step| if steps { println!("   {:?} {:?}", t0.elapsed(), step) });
     let code = std::env::args().nth(1).unwrap_or("print(1+1)".into());
     let job = JobSpec::check(
         JobRequest {
@@ -53,12 +55,16 @@ async fn main() {
             if frozen {
                 ready.freeze().unwrap();
             }
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(std::env::var("WAIT").map(|w| w.parse().unwrap()).unwrap_or(300))).await;
             let spool = sandboxes.spool().unwrap();
             let t = Instant::now();
+            let window = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
             if frozen {
                 ready.thaw().unwrap();
             }
+            let usage = format!("/sys/fs/cgroup/cpuacct/tako-vm/{}/cpuacct.usage", ready.id());
+            let cpu = |path: &str| std::fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap() as f64 / 1e6;
+            let before = cpu(&usage);
             let mem = ready.memory_used().unwrap() >> 20;
             let order = Order {
                 image: &image.path,
@@ -69,10 +75,13 @@ async fn main() {
             };
             let done = sandboxes.run_in(ready, &order, Start::Warm).await.unwrap();
             let ran = t.elapsed();
+            let end = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            if !restored { println!("WINDOW {}.{:09} {}.{:09}", window.tv_sec, window.tv_nsec, end.tv_sec, end.tv_nsec); }
+            let used = std::fs::read_to_string(&usage).map(|t| t.trim().parse::<u64>().unwrap() as f64 / 1e6 - before).unwrap_or(0.0);
             let o = done.outcome;
             let kill = done.clearing.await.unwrap().unwrap();
             println!(
-                "{round} restored={restored} made {made:?} ran {ran:?} gone {:?} kill {kill:?} mem {mem} cpu {} {:?} {:?} {:?}",
+                "{round} used {used:.1} restored={restored} made {made:?} ran {ran:?} gone {:?} kill {kill:?} mem {mem} cpu {} {:?} {:?} {:?}",
                 t.elapsed(),
                 o.usage.cpu_time_ms,
                 o.termination,
