@@ -56,6 +56,10 @@ async fn main() {
                 ready.freeze().unwrap();
             }
             tokio::time::sleep(Duration::from_millis(std::env::var("WAIT").map(|w| w.parse().unwrap()).unwrap_or(300))).await;
+            if let Ok(cpus) = std::env::var("WIDEN") {
+                let procs = std::fs::read_to_string(format!("/sys/fs/cgroup/cpu/tako-vm/{}/tasks", ready.id())).unwrap();
+                for pid in procs.lines() { std::process::Command::new("taskset").args(["-pc", &cpus, pid]).output().unwrap(); }
+            }
             let spool = sandboxes.spool().unwrap();
             let t = Instant::now();
             let window = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -86,7 +90,7 @@ async fn main() {
                 o.usage.cpu_time_ms,
                 o.termination,
                 o.stdout.text(),
-                o.stderr.text()
+                o.stderr.text().chars().take(300).collect::<String>()
             );
         }
     }

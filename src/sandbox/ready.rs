@@ -3,7 +3,7 @@
 //! It is made cold, or restored from the checkpoint of another one that had never had a job. Either
 //! way it serves one job and is destroyed, as every sandbox: [`Sandboxes::run_in`] takes it by value.
 
-use super::start::{Counters, Sandbox};
+use super::start::Sandbox;
 use super::{Order, Runtime, SandboxError, Sandboxes, attend, clear, conclude};
 use crate::job::{JobSpec, Limits, Outcome, Start};
 use crate::sys::cgroup::{CgroupError, Urgency};
@@ -116,23 +116,14 @@ impl Sandboxes {
             .complete
             .then(|| sandbox.read_counters())
             .and_then(Result::ok);
-        let counters = match early {
-            Some(counters) => counters,
-            None => {
-                let counters = clear(sandbox).await?;
-                let outcome = conclude(span, attended, &counters, order).await;
-                let kill_time = counters.kill_time;
-                return Ok(Finished {
-                    outcome,
-                    untouched,
-                    clearing: tokio::spawn(async move { Ok(kill_time) }),
-                });
-            }
+        let (counters, clearing) = if let Some(counters) = early {
+            let clearing = tokio::spawn(async move { Ok(clear(sandbox).await?.kill_time) });
+            (counters, clearing)
+        } else {
+            let counters = clear(sandbox).await?;
+            let kill_time = counters.kill_time;
+            (counters, tokio::spawn(async move { Ok(kill_time) }))
         };
-        let clearing = tokio::spawn(async move {
-            let cleared: Counters = clear(sandbox).await?;
-            Ok(cleared.kill_time)
-        });
         Ok(Finished {
             outcome: conclude(span, attended, &counters, order).await,
             untouched,

@@ -70,7 +70,8 @@ impl Held {
                 text.extend_from_slice(part.as_bytes());
             }
         }
-        // Its end of file is the word: nobody else has it open for writing.
+        // No variable is empty: this is the end.
+        text.push(0);
         self.release
             .write_all(&text)
             .map_err(InitError::system("release the interpreter"))?;
