@@ -1,6 +1,6 @@
 # What makes a tree of `python` one of `data`: read by rootfs/python/customize.sh, whose functions and variables
 # it uses, and which calls the functions defined here.
-# shellcheck shell=sh disable=SC2034,SC2154
+# shellcheck shell=sh disable=SC2034,SC2154,SC2164
 
 # Named by dependencies, and of no use in a sandbox. Each would be downloaded otherwise, with what it depends on itself:
 #   python3-pythran                compiles scipy's extensions (brings gcc, Boost, Python's headers)
