@@ -191,6 +191,31 @@ fn setup_tells_its_steps_and_a_second_one_is_quick_and_changes_nothing() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_further_image_is_built_when_it_is_asked_for_and_brought_up_to_date_from_then_on() {
+    let planned = |state: &Path, arguments: &[&str]| {
+        let output = setup(state, &[&["--dry-run"], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout).contains("/images/data.json`")
+    };
+    let (_base, state) = copy();
+    assert!(!planned(&state, &[]));
+    assert!(planned(&state, &["--image", "data"]));
+    let images = state.join("images");
+    let manifest = fs::read_to_string(images.join("python.json")).unwrap();
+    let manifest = manifest.replace("\"name\": \"python\"", "\"name\": \"data\"");
+    fs::write(images.join("data.json"), manifest).unwrap();
+    assert!(Images::at(&state).find("data").is_ok());
+    assert!(planned(&state, &[]));
+
+    let output = setup(&state, &["--image", "perl"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let stderr = text(&output.stderr);
+    let named = stderr.contains("images that can be built: `python`, `data`");
+    assert!(named, "{stderr}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn what_was_set_up_can_be_used() {
     let image = Images::at(&READY.state()).find("python").unwrap();
     let manifest = &image.manifest;

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes the tree of the executor image `python` out of extracted Debian packages.
+# Makes the tree of the executor image `python` out of extracted Debian packages, and that of every image that
+# extends it: the recipe of such a one comes with a script of its own, which lies beside this one as `further.sh`.
 #
 # Run by mmdebstrap as two hooks of ONE invocation, with the same command for both (see README.md):
 #
@@ -51,6 +52,21 @@ in_tree() {
         chroot "$T" "$@"
 }
 
+# What an image that extends `python` may say in its `further.sh`:
+WITHOUT=""          # packages that others depend on, and that are not even downloaded
+KEEP=""             # packages of DROP, below, that it needs after all
+further_prune() {   # after everything that `python` has no use for is gone
+    :
+}
+further_configure() { # when the tree's own Python can be run, before anything is compiled
+    :
+}
+further_audit() {   # at the end
+    :
+}
+# shellcheck source=rootfs/data/customize.sh
+[ ! -f "${0%/*}/further.sh" ] || . "${0%/*}/further.sh"
+
 # --- hook 1: before anything is unpacked -----------------------------------------------------------------------------
 
 # /bin, /sbin, /lib are links into /usr, as on every Debian 12 installation. The packages still ship both forms, so the
@@ -64,6 +80,11 @@ setup() {
         mkdir -p "$T/usr/$d"
         ln -s "usr/$d" "$T/$d"
     done
+    # What is said to be installed is not downloaded. Dpkg never runs, and its database does not stay in the tree.
+    for p in $WITHOUT; do
+        printf 'Package: %s\nStatus: install ok installed\nVersion: 999:0\nArchitecture: all\n' "$p"
+        printf 'Maintainer: none\nDescription: left out\n\n'
+    done >>"$T/var/lib/dpkg/status"
 }
 
 # --- hook 2: the packages are unpacked -------------------------------------------------------------------------------
@@ -92,6 +113,9 @@ packages() {
         dropped=no
         for d in $DROP; do
             [ "$d" != "$name" ] || dropped=yes
+        done
+        for d in $KEEP; do
+            [ "$d" != "$name" ] || dropped=no
         done
         if [ "$dropped" = yes ]; then
             files_of "$deb" >>"$work/dropped"
@@ -249,22 +273,25 @@ audit() {
     done >"$work/scripts"
     [ ! -s "$work/scripts" ] || fail "no interpreter: $(cat "$work/scripts")"
     # Every shared library that a program or extension names is found.
+    find "$T/usr" -xdev -type f \( -path "$T/usr/bin/*" -o -path "$T/usr/sbin/*" -o -name '*.so' -o -name '*.so.*' \) \
+        ! -name 'ld-linux*' | sed "s#^$T##" >"$work/binaries"
     # shellcheck disable=SC2016  # expanded by the shell in the tree
     in_tree /usr/bin/sh -c '
-        for f in /usr/bin/* /usr/sbin/* /usr/lib/python3*/lib-dynload/*.so /usr/lib/*/*.so.*; do
-            [ -f "$f" ] && [ ! -L "$f" ] || continue
-            case "$f" in */ld-linux*) continue ;; esac
+        while IFS= read -r f; do
             [ "$(head -c 4 "$f" | tail -c 3)" = ELF ] || continue
             /usr/bin/ld.so --list "$f" 2>&1 || echo "not found: $f"
-        done' >"$work/ldd" 2>&1
+        done' <"$work/binaries" >"$work/ldd" 2>&1
     ! grep -F 'not found' "$work/ldd" >&2 || fail "shared libraries are missing"
     [ "$(in_tree /usr/bin/python3 -B -c 'import ssl; print(ssl.create_default_context().cert_store_stats()["x509_ca"] > 100)')" = True ] \
         || fail "the certificate bundle is not used"
-    bad=$(find "$T" -xdev -name '*.py' -path "*/python$PYVER/*" | grep -vE "$BROKEN" | while IFS= read -r f; do
+    bad=$(find "$T" -xdev -name '*.py' \( -path "*/python$PYVER/*" -o -path '*/dist-packages/*' \) | grep -vE "$BROKEN" | while IFS= read -r f; do
         b=${f##*/}
         [ -f "${f%/*}/__pycache__/${b%.py}.cpython-$(echo "$PYVER" | tr -d .).pyc" ] || echo "$f"
     done)
     [ -z "$bad" ] || fail "not compiled: $bad"
+    further_audit
+    bad=$(find "$T/tmp" "$T/var/tmp" "$T/dev/shm" "$T/run" -mindepth 1)
+    [ -z "$bad" ] || fail "left behind: $bad"
 }
 
 case "${MMDEBSTRAP_HOOK:-}" in
@@ -278,7 +305,9 @@ case "${MMDEBSTRAP_HOOK:-}" in
         BUNDLE="$work/bundle"
         cat "$T"/usr/share/ca-certificates/mozilla/*.crt >"$BUNDLE"
         prune
+        further_prune
         configure
+        further_configure
         compile
         audit
         ;;

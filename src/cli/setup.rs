@@ -1,4 +1,4 @@
-//! `tako-vm setup`: the system user, the state directory, the executor image, runsc.
+//! `tako-vm setup`: the system user, the state directory, the executor images, runsc.
 //!
 //! Each step first looks whether there is anything to do, and what it makes appears whole or not at
 //! all. So setup can be run again at any time: after success it changes nothing, after a failure or a
@@ -10,7 +10,7 @@ use crate::image::archive::{self, ArchiveError, Origin};
 use crate::image::build::{self, BuildError};
 use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
-use crate::image::{Image, ImageError, Images, Manifest};
+use crate::image::{Image, ImageError, ImageName, Images, Manifest};
 use crate::runc::{self, Runc, RuncError};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
@@ -37,12 +37,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Steps that setup takes.
 const STEPS: u8 = 4;
 
-/// Prepare this host: system user, state directory, executor image, runsc
+/// Prepare this host: system user, state directory, executor images, runsc
+///
+/// The image `python` is built, and every further one that is asked for with `--image`. Images that are
+/// there already are brought up to date.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Use this runsc: a binary, a directory with `runsc` and `gvisor-bin`, or a tar file of one
     #[arg(long, value_name = "FILE|DIR|TARBALL")]
     runsc: Option<PathBuf>,
+    /// Build this image too: `data` has numpy, pandas, matplotlib, scipy and scikit-learn
+    #[arg(long = "image", value_name = "NAME", value_parser = buildable, conflicts_with = "from")]
+    images: Vec<ImageName>,
     /// Build no image, but take one from an archive made by `tako-vm image export`
     #[arg(long, value_name = "FILE|URL", requires = "sha256")]
     from: Option<String>,
@@ -55,6 +61,15 @@ pub(super) struct Arguments {
     /// The proxy for Debian's mirror, unless apt has one configured
     #[arg(long, value_name = "URL", env = "http_proxy", hide = true)]
     http_proxy: Option<String>,
+}
+
+/// A name that there is a recipe for.
+fn buildable(text: &str) -> Result<ImageName, String> {
+    let recipes = Recipe::all().map_err(|error| one_line(&error))?;
+    let names: Vec<_> = recipes.iter().map(|recipe| recipe.name.as_str()).collect();
+    let name = recipes.iter().find(|recipe| recipe.name.as_str() == text);
+    name.map(|recipe| recipe.name.clone())
+        .ok_or_else(|| format!("images that can be built: `{}`", names.join("`, `")))
 }
 
 /// Why the host is not ready.
@@ -133,7 +148,7 @@ pub(super) fn run(
     state_dir: &Path,
     config: &Config,
 ) -> Result<(), SetupError> {
-    let setup = Setup::new(arguments, state_dir, config)?;
+    let setup = Setup::new(arguments, state_dir, config);
     if arguments.dry_run {
         setup.tell_plan()
     } else {
@@ -219,10 +234,10 @@ fn probe(runtime: impl Into<Runtime>, image: &Image, state_dir: &Path) -> Result
         .map_err(|error| one_line(&error))
 }
 
-/// What there is to do for the image.
+/// What there is to do for an image.
 enum ImageTask {
     Nothing(Image),
-    Build,
+    Build(Recipe),
     Receive(Origin, Digest),
 }
 
@@ -233,24 +248,18 @@ struct Setup<'a> {
     minimum: Option<Date>,
     state_dir: PathBuf,
     images: Images,
-    recipe: Recipe,
 }
 
 impl<'a> Setup<'a> {
-    fn new(
-        arguments: &'a Arguments,
-        state_dir: &Path,
-        config: &'a Config,
-    ) -> Result<Self, SetupError> {
-        Ok(Self {
+    fn new(arguments: &'a Arguments, state_dir: &Path, config: &'a Config) -> Self {
+        Self {
             arguments,
             mode: config.security_mode,
             runsc: arguments.runsc.as_deref().or(config.runsc.as_deref()),
             minimum: config.runsc_minimum_release,
             images: Images::at(state_dir),
             state_dir: state_dir.to_owned(),
-            recipe: Recipe::python().map_err(|source| SetupError::Recipe { source })?,
-        })
+        }
     }
 
     fn perform(&self) -> Result<(), SetupError> {
@@ -258,7 +267,7 @@ impl<'a> Setup<'a> {
         self.provide_state_directory()?;
         let _lock = lock(&self.state_dir)?;
         sweep(&self.state_dir)?;
-        let image = self.provide_image()?;
+        let image = self.provide_images()?;
         match self.mode {
             SecurityMode::Strict => self.provide_runsc(&image),
             SecurityMode::Permissive(kind) => self.try_out_container(kind, &image),
@@ -293,21 +302,34 @@ impl<'a> Setup<'a> {
         Ok(())
     }
 
-    fn image_task(&self) -> ImageTask {
+    /// Tasks for the archive, or for all images that this host is to have: `python` first.
+    fn image_tasks(&self) -> Result<Vec<ImageTask>, SetupError> {
         if let (Some(from), Some(wanted)) = (&self.arguments.from, self.arguments.sha256) {
-            return match self.image_of_archive(wanted) {
+            return Ok(vec![match self.image_of_archive(wanted) {
                 Some(image) => ImageTask::Nothing(image),
                 None => ImageTask::Receive(Origin::from(from.as_str()), wanted),
-            };
+            }]);
         }
-        match self.images.find(self.recipe.name.as_str()) {
-            Ok(image) if build::is_current(&image.manifest, &self.recipe) => {
-                ImageTask::Nothing(image)
-            }
-            Ok(_) | Err(ImageError::UnknownImage { .. }) => ImageTask::Build,
+        let failed = |source| SetupError::Recipe { source };
+        let mut recipes = Recipe::optional().map_err(failed)?;
+        recipes.retain(|recipe| {
+            let asked = self.arguments.images.contains(&recipe.name);
+            asked || self.images.manifest_exists(&recipe.name).is_ok()
+        });
+        recipes.insert(0, Recipe::python().map_err(failed)?);
+        Ok(recipes
+            .into_iter()
+            .map(|recipe| self.image_task(recipe))
+            .collect())
+    }
+
+    fn image_task(&self, recipe: Recipe) -> ImageTask {
+        match self.images.find(recipe.name.as_str()) {
+            Ok(image) if build::is_current(&image.manifest, &recipe) => ImageTask::Nothing(image),
+            Ok(_) | Err(ImageError::UnknownImage { .. }) => ImageTask::Build(recipe),
             Err(error) => {
                 detail(&format!("replacing the image, since {}", one_line(&error)));
-                ImageTask::Build
+                ImageTask::Build(recipe)
             }
         }
     }
@@ -322,13 +344,25 @@ impl<'a> Setup<'a> {
         })
     }
 
-    fn provide_image(&self) -> Result<Image, SetupError> {
-        let (manifest, outcome) = match self.image_task() {
+    /// Gives the first of them, which is as good as any other to try out a runtime.
+    fn provide_images(&self) -> Result<Image, SetupError> {
+        let mut tasks = self.image_tasks()?.into_iter();
+        let python = Recipe::python().map_err(|source| SetupError::Recipe { source })?;
+        let first = tasks.next().unwrap_or(ImageTask::Build(python));
+        let image = self.provide_image(first)?;
+        for task in tasks {
+            self.provide_image(task)?;
+        }
+        Ok(image)
+    }
+
+    fn provide_image(&self, task: ImageTask) -> Result<Image, SetupError> {
+        let (manifest, outcome) = match task {
             ImageTask::Nothing(image) => {
                 step(3, &describe_image(&image.manifest, "up to date"));
                 return Ok(image);
             }
-            ImageTask::Build => (self.build_image()?, "built"),
+            ImageTask::Build(recipe) => (self.build_image(&recipe)?, "built"),
             ImageTask::Receive(origin, wanted) => {
                 let received = archive::receive(&self.images, &origin, wanted, &mut detail);
                 let manifest = received.map_err(|source| SetupError::Archive { source })?;
@@ -341,10 +375,10 @@ impl<'a> Setup<'a> {
             .map_err(|source| SetupError::Image { source })
     }
 
-    fn build_image(&self) -> Result<Manifest, SetupError> {
+    fn build_image(&self, recipe: &Recipe) -> Result<Manifest, SetupError> {
         build::require_tools().map_err(|source| SetupError::Build { source })?;
         let sources = self.sources()?;
-        build::build(&self.images, &self.recipe, &sources, &mut detail)
+        build::build(&self.images, recipe, &sources, &mut detail)
             .map_err(|source| SetupError::Build { source })
     }
 
@@ -450,7 +484,9 @@ impl<'a> Setup<'a> {
             let path = self.state_dir.display();
             say(&format!("would create the directory `{path}`, mode 0700"));
         }
-        self.tell_image_plan();
+        for task in self.image_tasks()? {
+            self.tell_image_plan(&task);
+        }
         match self.mode {
             SecurityMode::Strict => self.tell_runsc_plan(),
             SecurityMode::Permissive(kind) => say(&format!("would try out `{}`", kind.name())),
@@ -458,36 +494,41 @@ impl<'a> Setup<'a> {
         Ok(())
     }
 
-    fn tell_image_plan(&self) {
+    fn tell_image_plan(&self, task: &ImageTask) {
         let state = self.state_dir.display();
-        let name = match self.image_task() {
+        let (name, size) = match task {
             ImageTask::Nothing(image) => {
                 say(&describe_image(&image.manifest, "up to date"));
                 return;
             }
-            ImageTask::Build => {
-                let tree = self.images.tree(&self.recipe);
+            ImageTask::Build(recipe) => {
+                let (tree, about) = (self.images.tree(recipe), recipe.megabytes);
                 if !tree.exists() {
                     say(&format!(
-                        "would download about 23 MB of packages of Debian, suite `{}`",
-                        self.recipe.suite
+                        "would download about {} MB of packages of Debian, suite `{}`",
+                        about.download, recipe.suite
                     ));
-                    say(&format!("would write `{}/`, about 66 MB", tree.display()));
+                    say(&format!(
+                        "would write `{}/`, about {} MB",
+                        tree.display(),
+                        about.tree
+                    ));
                 }
-                self.recipe.name.to_string()
+                let size = format!(", about {} MB", about.image);
+                (recipe.name.to_string(), size)
             }
             ImageTask::Receive(origin, wanted) => {
-                let partial = archive::download_path(&self.state_dir, wanted);
-                let (from, size) = describe_origin(&origin);
+                let partial = archive::download_path(&self.state_dir, *wanted);
+                let (from, size) = describe_origin(origin);
                 say(&format!(
                     "would copy {from} to `{}`{size}, and remove it afterwards",
                     partial.display()
                 ));
-                "NAME".to_owned()
+                ("NAME".to_owned(), size)
             }
         };
         say(&format!(
-            "would write `{state}/images/sha256/DIGEST.erofs`, about 68 MB"
+            "would write `{state}/images/sha256/DIGEST.erofs`{size}"
         ));
         say(&format!(
             "would write `{state}/images/{name}.json`, about 10 kB"

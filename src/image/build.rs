@@ -7,7 +7,7 @@
 //! in it, and whatever that wrote to would be changed in both.)
 
 use crate::image::manifest::{Manifest, Package};
-use crate::image::recipe::{self, ADDITIONS, BOOTSTRAP, MAKE_EROFS, Recipe};
+use crate::image::recipe::{self, ADDITIONS, BOOTSTRAP, MAKE_EROFS, PRELOAD, Recipe};
 use crate::image::{ImageError, Images};
 use crate::sys::apt::{self, Sources, WORKSHOP};
 use crate::sys::digest::{self, DigestError};
@@ -160,7 +160,7 @@ fn output_of(error: &ProcessError) -> &str {
     }
 }
 
-/// The directory that the build sees as its workshop: the script, and the tree to be.
+/// The directory that the build sees as its workshop: the scripts, and the tree to be.
 fn prepare_shop(shop: &Path, recipe: &Recipe) -> Result<(), BuildError> {
     // The user `_apt` has to pass through.
     fs::set_permissions(shop, Permissions::from_mode(0o755)).map_err(|source| {
@@ -169,12 +169,9 @@ fn prepare_shop(shop: &Path, recipe: &Recipe) -> Result<(), BuildError> {
             source,
         })
     })?;
-    place::write(
-        &shop.join("customize.sh"),
-        recipe.customize.as_bytes(),
-        0o755,
-    )
-    .map_err(in_place)
+    recipe.customize.iter().try_for_each(|(name, text)| {
+        place::write(&shop.join(name), text.as_bytes(), 0o755).map_err(in_place)
+    })
 }
 
 fn bootstrap_arguments(
@@ -237,7 +234,7 @@ fn assemble(
         .arg(tree)
         .arg(&copy);
     process::run_while_we_live(&mut command).map_err(|source| BuildError::Copy { source })?;
-    add_ours(&copy)?;
+    add_ours(&copy, recipe)?;
     let file = place::partial_file(&images.blobs()).map_err(in_place)?;
     let mut command = process::program("mkfs.erofs");
     command.args(MAKE_EROFS).arg(file.path()).arg(&copy);
@@ -251,9 +248,16 @@ fn assemble(
     Ok(manifest)
 }
 
-/// Adds init and the hook, and compiles the hook as the rest of the tree has been compiled.
-fn add_ours(tree: &Path) -> Result<(), BuildError> {
-    for (path, bytes, mode) in ADDITIONS {
+/// Adds init, the hook and what that has to import, and compiles the hook as the rest of the tree has
+/// been compiled.
+fn add_ours(tree: &Path, recipe: &Recipe) -> Result<(), BuildError> {
+    let preload: String = recipe
+        .preload
+        .iter()
+        .flat_map(|name| [name, "\n"])
+        .collect();
+    let list = (!preload.is_empty()).then_some((PRELOAD, preload.as_bytes(), 0o644));
+    for (path, bytes, mode) in ADDITIONS.into_iter().chain(list) {
         let add = || -> io::Result<()> {
             let target = tree.join(path);
             if let Some(directory) = target.parent().filter(|directory| !directory.exists()) {
@@ -308,6 +312,7 @@ fn describe(recipe: &Recipe, tree: &Path, file: &Path) -> Result<Manifest, Build
         size_bytes: size.len(),
         tree_bytes: bytes_below(tree).map_err(|source| measured(tree, source))?,
         python: python(tree, &version)?,
+        preload: recipe.preload.clone(),
         packages: packages(tree)?,
         recipe_digest: recipe.digest,
         init_digest: recipe::init_digest(),
@@ -380,6 +385,7 @@ mod tests {
             size_bytes: 6,
             tree_bytes: 6,
             python: "3.11.2".to_owned(),
+            preload: Vec::new(),
             packages: Vec::new(),
             recipe_digest: recipe.digest,
             init_digest: recipe::init_digest(),

@@ -25,6 +25,9 @@ pub struct Manifest {
     pub tree_bytes: u64,
     /// Version of the interpreter, as in `3.11.2`.
     pub python: String,
+    /// Modules that an interpreter which is held ready has imported before it gets its program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preload: Vec<String>,
     /// Debian packages that it was made of, sorted by name.
     pub packages: Vec<Package>,
     /// SHA-256 of everything that decides what the packages become.

@@ -17,6 +17,7 @@ pub mod download;
 pub mod manifest;
 pub mod recipe;
 
+use crate::image::recipe::Recipe;
 use crate::sys::digest::{self, Digest, DigestError};
 use crate::sys::place::{self, PlaceError};
 use std::path::{Path, PathBuf};
@@ -31,8 +32,9 @@ pub enum ImageError {
     #[error("no image can be called so")]
     Reference { source: NotAReference },
     #[error(
-        "no executor image named `{name}` ({}): run `tako-vm setup`",
-        existing(known)
+        "no executor image named `{name}` ({}): run `{}`",
+        existing(known),
+        provider(name)
     )]
     UnknownImage { name: String, known: Vec<String> },
     #[error("the executor image `{name}` is sha256:{found}, not sha256:{wanted}")]
@@ -83,6 +85,17 @@ fn existing(known: &[String]) -> String {
     } else {
         format!("there is: `{}`", known.join("`, `"))
     }
+}
+
+/// The command that provides the image of this name, if any does.
+fn provider(name: &str) -> String {
+    let optional = Recipe::optional().unwrap_or_default();
+    let option = if optional.iter().any(|recipe| recipe.name.as_str() == name) {
+        format!(" --image {name}")
+    } else {
+        String::new()
+    };
+    format!("tako-vm setup{option}")
 }
 
 /// An image that may be used: everything about it has been checked.
@@ -340,5 +353,26 @@ impl Images {
     fn workplaces(&self) -> [PathBuf; 3] {
         let images = self.state_dir.join("images");
         [images, self.blobs(), self.trees()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_missing_is_told_with_the_command_that_provides_it() {
+        let missing = |name: &str| {
+            let directory = Path::new("/nonexistent");
+            Images::at(directory).find(name).unwrap_err().to_string()
+        };
+        for (name, command) in [
+            ("python", "tako-vm setup"),
+            ("data", "tako-vm setup --image data"),
+            ("perl", "tako-vm setup"),
+        ] {
+            let end = format!("`{name}` (there is none yet): run `{command}`");
+            assert!(missing(name).ends_with(&end), "{}", missing(name));
+        }
     }
 }

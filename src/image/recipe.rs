@@ -1,4 +1,4 @@
-//! The recipe of the executor image, carried inside `tako-vm`, and the digests that tell whether an
+//! The recipes of the executor images, carried inside `tako-vm`, and the digests that tell whether an
 //! image was made by this very recipe.
 
 use crate::image::manifest::ImageName;
@@ -53,8 +53,27 @@ pub const MAKE_EROFS: [&str; 7] = [
     "7a6b6f00-0000-4000-8000-000000000001",
 ];
 
-const TOML: &str = include_str!("../../rootfs/python/recipe.toml");
-const CUSTOMIZE: &str = include_str!("../../rootfs/python/customize.sh");
+/// Where in an image stands what an interpreter that is held ready has imported before it gets its
+/// program: one module a line. An image without such modules has no such file.
+pub const PRELOAD: &str = "usr/share/tako-vm/preload";
+
+/// `rootfs/python`: what its script makes of the unpacked packages, it makes in every image.
+const PYTHON: Source = Source {
+    toml: include_str!("../../rootfs/python/recipe.toml"),
+    customize: include_str!("../../rootfs/python/customize.sh"),
+};
+
+/// `rootfs/data`, which extends `python`.
+const DATA: Source = Source {
+    toml: include_str!("../../rootfs/data/recipe.toml"),
+    customize: include_str!("../../rootfs/data/customize.sh"),
+};
+
+/// The files of a recipe.
+struct Source {
+    toml: &'static str,
+    customize: &'static str,
+}
 
 /// What an image is made of, and how.
 #[derive(Debug, Clone)]
@@ -65,13 +84,30 @@ pub struct Recipe {
     pub suite: String,
     /// The packages asked for; those they depend on come along.
     pub packages: Vec<String>,
-    /// The script that makes the tree of the unpacked packages.
-    pub customize: &'static str,
-    /// SHA-256 of everything above and of the arguments of the tools.
+    /// Modules that an interpreter which is held ready has imported before it gets its program.
+    pub preload: Vec<String>,
+    /// About how large everything is.
+    pub megabytes: Megabytes,
+    /// The scripts that make the tree of the unpacked packages: names, by which the first finds the
+    /// others, and texts.
+    pub customize: Vec<(&'static str, &'static str)>,
+    /// SHA-256 of everything that decides what the unpacked packages become.
     pub digest: Digest,
 }
 
-/// The fields of `recipe.toml`.
+/// About how large things are, in millions of bytes: to be said before they are made.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Megabytes {
+    /// The packages to download.
+    pub download: u32,
+    /// The unpacked tree that is kept.
+    pub tree: u32,
+    /// The EROFS file.
+    pub image: u32,
+}
+
+/// The fields of the `recipe.toml` of an image that stands alone.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -80,6 +116,22 @@ struct Written {
     #[serde(rename = "python")]
     _python: String,
     packages: Vec<String>,
+    megabytes: Megabytes,
+}
+
+/// The fields of the `recipe.toml` of an image that extends another.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Extension {
+    name: ImageName,
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "there is one to extend; a test compares it")
+    )]
+    extends: ImageName,
+    packages: Vec<String>,
+    preload: Vec<String>,
+    megabytes: Megabytes,
 }
 
 /// Why the recipe cannot be read: a defect of this `tako-vm`.
@@ -95,16 +147,68 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`], which a test excludes.
     pub fn python() -> Result<Self, RecipeError> {
-        let written: Written = toml::from_str(TOML).map_err(|source| RecipeError { source })?;
-        let mut parts = vec![TOML.as_bytes(), CUSTOMIZE.as_bytes()];
+        let written: Written =
+            toml::from_str(PYTHON.toml).map_err(|source| RecipeError { source })?;
+        let mut parts = vec![PYTHON.toml.as_bytes(), PYTHON.customize.as_bytes()];
         parts.extend(BOOTSTRAP.iter().map(|argument| argument.as_bytes()));
         Ok(Self {
             name: written.name,
             suite: written.suite,
             packages: written.packages,
-            customize: CUSTOMIZE,
+            preload: Vec::new(),
+            megabytes: written.megabytes,
+            customize: vec![("customize.sh", PYTHON.customize)],
             digest: digest_of_parts(&parts),
         })
+    }
+
+    /// That of the image `data`: `python` and the libraries that programs about data import.
+    ///
+    /// # Errors
+    /// [`RecipeError`], which a test excludes.
+    pub fn data() -> Result<Self, RecipeError> {
+        let extension = Extension::read(&DATA)?;
+        let mut recipe = Self::python()?;
+        let digest = recipe.digest.to_string();
+        let parts = [
+            digest.as_bytes(),
+            DATA.toml.as_bytes(),
+            DATA.customize.as_bytes(),
+        ];
+        recipe.digest = digest_of_parts(&parts);
+        recipe.name = extension.name;
+        recipe.packages.extend(extension.packages);
+        recipe.preload = extension.preload;
+        recipe.megabytes = extension.megabytes;
+        recipe.customize.push(("further.sh", DATA.customize));
+        Ok(recipe)
+    }
+
+    /// Those of the images that a host has when it is asked to.
+    ///
+    /// # Errors
+    /// [`RecipeError`], which a test excludes.
+    pub fn optional() -> Result<Vec<Self>, RecipeError> {
+        Ok(vec![Self::data()?])
+    }
+
+    /// Those of all images that this `tako-vm` can build: `python`, which every host has, and the
+    /// [optional](Self::optional) ones.
+    ///
+    /// # Errors
+    /// [`RecipeError`], which a test excludes.
+    pub fn all() -> Result<Vec<Self>, RecipeError> {
+        let mut recipes = vec![Self::python()?];
+        recipes.extend(Self::optional()?);
+        Ok(recipes)
+    }
+
+    /// That of the image of this name, if this `tako-vm` can build it.
+    ///
+    /// # Errors
+    /// [`RecipeError`], which a test excludes.
+    pub fn named(name: &ImageName) -> Result<Option<Self>, RecipeError> {
+        Ok(Self::all()?.into_iter().find(|recipe| recipe.name == *name))
     }
 
     /// This one under another name, with further packages.
@@ -118,6 +222,12 @@ impl Recipe {
         self.packages
             .extend(packages.iter().map(ToString::to_string));
         self
+    }
+}
+
+impl Extension {
+    fn read(source: &Source) -> Result<Self, RecipeError> {
+        toml::from_str(source.toml).map_err(|source| RecipeError { source })
     }
 }
 
@@ -145,14 +255,47 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_recipe_that_is_carried_along_can_be_read() {
-        let recipe = Recipe::python().unwrap();
-        assert_eq!(recipe.name.as_str(), "python");
-        assert_eq!(recipe.suite, "bookworm");
-        assert!(recipe.packages.iter().any(|package| package == "python3"));
+    fn the_recipes_that_are_carried_along_can_be_read() {
+        let recipes = Recipe::all().unwrap();
+        let names: Vec<_> = recipes.iter().map(|recipe| recipe.name.as_str()).collect();
+        assert_eq!(names, ["python", "data"]);
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
-        for package in &recipe.packages {
-            assert!(package.chars().all(plain), "{package}");
+        for recipe in &recipes {
+            assert_eq!(recipe.suite, "bookworm");
+            assert!(recipe.packages.iter().any(|package| package == "python3"));
+            for package in &recipe.packages {
+                assert!(package.chars().all(plain), "{package}");
+            }
+            let named = Recipe::named(&recipe.name).unwrap().unwrap();
+            assert_eq!(named.digest, recipe.digest);
+        }
+        assert!(Recipe::named(&"perl".parse().unwrap()).unwrap().is_none());
+    }
+
+    #[test]
+    fn data_is_python_and_more() {
+        let (python, data) = (Recipe::python().unwrap(), Recipe::data().unwrap());
+        assert_eq!(Extension::read(&DATA).unwrap().extends, python.name);
+        assert!(data.packages.starts_with(&python.packages));
+        assert!(data.customize.starts_with(&python.customize));
+        assert_ne!(data.digest, python.digest);
+        for package in ["python3-pandas", "python3-matplotlib", "python3-sklearn"] {
+            assert!(
+                data.packages.iter().any(|asked| asked == package),
+                "{package}"
+            );
+        }
+    }
+
+    #[test]
+    fn modules_to_hold_are_names_that_can_be_imported() {
+        assert!(Recipe::python().unwrap().preload.is_empty());
+        let data = Recipe::data().unwrap();
+        assert!(data.preload.iter().any(|module| module == "pandas"));
+        let letter = |c: char| c.is_ascii_lowercase() || c == '_';
+        for module in &data.preload {
+            let plain = |part: &str| !part.is_empty() && part.chars().all(letter);
+            assert!(module.split('.').all(plain), "{module}");
         }
     }
 
