@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod held;
 pub mod host;
 pub mod mount;
+pub mod notify;
 pub mod peer;
 pub mod place;
 pub mod privilege;
