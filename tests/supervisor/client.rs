@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -95,11 +95,12 @@ impl Client {
     /// The next message; `None` when the supervisor has closed the connection.
     pub(crate) fn receive(&mut self) -> Option<Frame> {
         let mut header = [0; 5];
-        match self.stream.read(&mut header[..1]) {
-            Ok(0) => return None,
+        match self.stream.read_exact(&mut header[..1]) {
+            Ok(()) => {}
             // What we had sent was not read to its end.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-            read => assert_eq!(read.unwrap(), 1),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return None,
+            Err(error) => panic!("{error}"),
         }
         self.stream.read_exact(&mut header[1..]).unwrap();
         let length = u32::from_le_bytes(header[1..].try_into().unwrap());

@@ -16,3 +16,4 @@ mod host;
 mod hostile;
 mod peers;
 mod service;
+mod vectors;

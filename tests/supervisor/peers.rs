@@ -12,6 +12,7 @@ const NOBODY: &str = "65534";
 
 /// Sends bytes, and prints in hexadecimal what comes until the end.
 const CLIENT: &str = r#"
+$SIG{PIPE} = "IGNORE";
 my $socket = IO::Socket::UNIX->new(Peer => $ARGV[0]) or do { print "no: $!"; exit };
 syswrite $socket, pack("H*", $ARGV[1]);
 while (sysread $socket, my $bytes, 65536) { print unpack("H*", $bytes) }
