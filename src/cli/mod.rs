@@ -5,6 +5,7 @@ mod image;
 mod output;
 mod run;
 mod setup;
+mod supervisor;
 
 use crate::config::{self, Config, ConfigError};
 use crate::sys::privilege;
@@ -46,6 +47,7 @@ enum Subcommands {
     Setup(setup::Arguments),
     Doctor(doctor::Arguments),
     Image(image::Arguments),
+    Supervisor(supervisor::Arguments),
 }
 
 /// Why a command failed: one line, and the exit status.
@@ -143,6 +145,10 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
             doctor::run(&arguments, &state_dir, file.as_deref(), &config).await
         }
         Subcommands::Run(arguments) => run::run(arguments, &state_dir, &checked(config)?).await,
+        Subcommands::Supervisor(arguments) => {
+            supervisor::serve(&arguments, &state_dir, &checked(config)?).await?;
+            Ok(0)
+        }
         Subcommands::Setup(arguments) => {
             let config = checked(config)?;
             require_root("setup")?;

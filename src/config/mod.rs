@@ -28,6 +28,12 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/tako-vm";
 /// The variable that names another state directory.
 pub const STATE_DIR_VARIABLE: &str = "TAKO_VM_STATE_DIR";
 
+/// Where the supervisor listens unless another socket is named.
+pub const DEFAULT_SOCKET: &str = "/run/tako-vm/supervisor.sock";
+
+/// The variable that names another socket.
+pub const SOCKET_VARIABLE: &str = "TAKO_VM_SUPERVISOR_SOCKET";
+
 /// The executor image, unless another is named.
 pub const DEFAULT_IMAGE: &str = "python";
 
