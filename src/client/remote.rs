@@ -1,0 +1,141 @@
+//! Having a supervisor run programs.
+
+use super::Error;
+use super::running::{self, Running};
+use crate::config;
+use crate::job::{JobRequest, SpecError};
+use crate::sandbox::Event;
+use crate::supervisor::connection::{self, Connection, ConnectionError, Output};
+use crate::supervisor::wire::{Refusal, RefusalCode, Run};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// When to come back to a supervisor that does not say it.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+/// A supervisor that was reached.
+#[derive(Debug)]
+pub(crate) struct Remote {
+    socket: PathBuf,
+    image: String,
+    /// The connection that showed that somebody listens, for the first job.
+    first: Mutex<Option<UnixStream>>,
+}
+
+impl Remote {
+    /// The supervisor that runs programs; `None` when this process has to.
+    ///
+    /// A socket that is named must be one that somebody listens on. The default one is for those who
+    /// want nothing in particular: not if a state directory or a configuration is named (`elsewhere`).
+    pub(crate) fn find(
+        named: Option<PathBuf>,
+        elsewhere: bool,
+        image: &str,
+    ) -> Result<Option<Self>, Error> {
+        let socket = match named {
+            Some(socket) => socket,
+            None if elsewhere => return Ok(None),
+            None => PathBuf::from(config::DEFAULT_SOCKET),
+        };
+        let is_default = socket == Path::new(config::DEFAULT_SOCKET);
+        match connection::connect(&socket) {
+            Ok(stream) => Ok(Some(Self {
+                socket,
+                image: image.to_owned(),
+                first: Mutex::new(Some(stream)),
+            })),
+            Err(error) if is_default && nobody_listens(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whoever keeps this for later jobs does not occupy a connection until then.
+    pub(super) fn idle(self) -> Self {
+        Self {
+            first: Mutex::new(None),
+            ..self
+        }
+    }
+
+    /// Starts a job once the supervisor has checked it. `stream` asks for all of its output.
+    pub(crate) async fn submit(
+        &self,
+        request: Arc<JobRequest>,
+        stream: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Running, Error> {
+        let first = self
+            .first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let connection = match first {
+            Some(stream) => Connection::new(stream)?,
+            None => Connection::open(&self.socket).await?,
+        };
+        let (run, parts) = Run::new(&self.image, &request, stream);
+        let submitted = connection.submit(&run, &parts).await?;
+        drop(parts);
+        Ok(running::follow(submitted, request, stream, cancel))
+    }
+}
+
+fn nobody_listens(error: &ConnectionError) -> bool {
+    let ConnectionError::Connect { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+impl From<Output> for Event {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Stdout(bytes) => Self::Stdout(bytes),
+            Output::Stderr(bytes) => Self::Stderr(bytes),
+        }
+    }
+}
+
+impl From<ConnectionError> for Error {
+    fn from(error: ConnectionError) -> Self {
+        match error {
+            ConnectionError::Refused { refusal } => refused(*refusal),
+            // The listener's queue is full of others.
+            ConnectionError::Connect { source, .. }
+                if source.kind() == io::ErrorKind::WouldBlock =>
+            {
+                Self::Busy {
+                    retry_after: COME_BACK,
+                }
+            }
+            error => Self::Connection(error.into()),
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    let Refusal {
+        code,
+        message,
+        problems,
+        retry_after_ms,
+    } = refusal;
+    match code {
+        RefusalCode::Invalid if problems.is_empty() => Error::Job(SpecError {
+            problems: vec![message],
+        }),
+        RefusalCode::Invalid => Error::Job(SpecError { problems }),
+        RefusalCode::Image => Error::Image(message.into()),
+        RefusalCode::Busy => Error::Busy {
+            retry_after: retry_after_ms.map_or(COME_BACK, Duration::from_millis),
+        },
+        _ => Error::Refused(message.into()),
+    }
+}
