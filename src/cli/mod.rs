@@ -5,6 +5,7 @@ mod image;
 mod output;
 mod run;
 mod setup;
+mod supervisor;
 mod supervisor_status;
 
 use crate::client;
@@ -48,14 +49,7 @@ enum Subcommands {
     Setup(setup::Arguments),
     Doctor(doctor::Arguments),
     Image(image::Arguments),
-    /// Look at the supervisor
-    #[command(subcommand)]
-    Supervisor(Supervisor),
-}
-
-#[derive(Debug, Subcommand)]
-enum Supervisor {
-    Status(supervisor_status::Arguments),
+    Supervisor(supervisor::Arguments),
 }
 
 /// Why a command failed: one line, and the exit status.
@@ -159,9 +153,16 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     let config = || Config::load(file).map_err(|error| Failure::ours(&error));
     match subcommand {
         Subcommands::Run(arguments) => run::run(&arguments, state_dir, file),
-        Subcommands::Supervisor(Supervisor::Status(arguments)) => {
-            small_runtime()?.block_on(supervisor_status::run(&arguments))
-        }
+        Subcommands::Supervisor(arguments) => match &arguments.command {
+            Some(supervisor::Command::Status(status)) => {
+                small_runtime()?.block_on(supervisor_status::run(status, &arguments.socket))
+            }
+            None => {
+                let (state_dir, config) = (absolute(state_dir)?, config()?);
+                full_runtime()?.block_on(supervisor::serve(&arguments, &state_dir, &config))?;
+                Ok(0)
+            }
+        },
         Subcommands::Doctor(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, Config::load(file));
             full_runtime()?.block_on(doctor::run(&arguments, &state_dir, file, &config))

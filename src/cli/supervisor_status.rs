@@ -1,12 +1,11 @@
 //! `tako-vm supervisor status`: the supervisor in numbers, for people and for programs.
 
 use super::{Failure, output, run};
-use crate::config;
 use crate::supervisor::connection::{Connection, ConnectionError};
 use crate::supervisor::wire::{Kills, PoolStats, Stats};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 /// How often a live view is drawn anew.
@@ -18,9 +17,6 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 /// Show what the supervisor runs and keeps ready
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Its socket [env: `TAKO_VM_SUPERVISOR_SOCKET`] [default: /run/tako-vm/supervisor.sock]
-    #[arg(long, value_name = "SOCKET")]
-    socket: Option<PathBuf>,
     /// Print everything as one JSON object
     #[arg(long)]
     json: bool,
@@ -30,14 +26,12 @@ pub(super) struct Arguments {
 }
 
 /// Shows the numbers; returns the exit status.
-pub(super) async fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let socket = arguments.socket.clone().or_else(config::named_socket);
-    let socket = socket.unwrap_or_else(|| config::DEFAULT_SOCKET.into());
+pub(super) async fn run(arguments: &Arguments, socket: &Path) -> Result<u8, Failure> {
     let failed = |error: ConnectionError| Failure {
         hint: error.hint().map(str::to_owned),
         ..Failure::ours(&error)
     };
-    let mut connection = Connection::open(&socket).await.map_err(failed)?;
+    let mut connection = Connection::open(socket).await.map_err(failed)?;
     let interrupted =
         run::cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
     loop {

@@ -61,7 +61,7 @@ pub(crate) fn container(config: &Config) -> Option<Result<Runc, RuncError>> {
 }
 
 /// What programs are run with: as the configuration says, and nobody else.
-fn runtime(state_dir: &Path, config: &Config) -> Result<Runtime, Error> {
+pub(crate) fn runtime(state_dir: &Path, config: &Config) -> Result<Runtime, Error> {
     if let Some(runc) = container(config) {
         let runc = runc.map_err(|error| Error::Runtime(error.into()))?;
         return Ok(runc.into());

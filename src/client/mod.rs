@@ -16,7 +16,7 @@ pub use execution::{Artifact, Execution, Unparsed};
 pub use request::Job;
 pub use running::{Canceller, Running};
 
-pub(crate) use local::{Local, container};
+pub(crate) use local::{Local, container, runtime};
 pub(crate) use remote::Remote;
 pub(crate) use target::Target;
 

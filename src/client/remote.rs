@@ -9,7 +9,7 @@ use crate::supervisor::connection::{self, Connection, ConnectionError, Output};
 use crate::supervisor::wire::{Refusal, RefusalCode, Run};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -36,19 +36,19 @@ impl Remote {
         elsewhere: bool,
         image: &str,
     ) -> Result<Option<Self>, Error> {
+        let is_named = named.is_some();
         let socket = match named {
             Some(socket) => socket,
             None if elsewhere => return Ok(None),
             None => PathBuf::from(config::DEFAULT_SOCKET),
         };
-        let is_default = socket == Path::new(config::DEFAULT_SOCKET);
         match connection::connect(&socket) {
             Ok(stream) => Ok(Some(Self {
                 socket,
                 image: image.to_owned(),
                 first: Mutex::new(Some(stream)),
             })),
-            Err(error) if is_default && nobody_listens(&error) => Ok(None),
+            Err(error) if !is_named && nobody_listens(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

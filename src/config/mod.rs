@@ -1,7 +1,10 @@
 //! Configuration of what runs with privileges: one file of root's, checked in whole.
 //!
-//! The keys are those of Tako VM's `tako_vm.yaml`. An unknown key is an error, and so is one that
-//! would weaken the isolation. Keys of the API server are known here and left to it.
+//! The keys are those of Tako VM's `tako_vm.yaml`, and `supervisor` and `pool`. An unknown key is an
+//! error, and so is one that would weaken the isolation. Keys of the API server are known here and left
+//! to it.
+
+mod service;
 
 use crate::job::{Limits, Maxima, parse_bytes};
 use crate::runc;
@@ -13,6 +16,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use service::{Pool, Profile, Supervisor};
 
 /// Where the configuration lies unless another file is named.
 pub const DEFAULT_FILE: &str = "/etc/tako_vm/config.yaml";
@@ -99,6 +104,10 @@ pub struct Config {
     pub runsc: Option<PathBuf>,
     /// The oldest release of runsc that may be used; `None` leaves it to the features.
     pub runsc_minimum_release: Option<Date>,
+    /// How much the supervisor does at a time.
+    pub supervisor: Supervisor,
+    /// What the supervisor keeps ready.
+    pub pool: Pool,
 }
 
 impl Config {
@@ -150,6 +159,8 @@ impl Config {
             security_mode: file.security_mode()?,
             maxima: file.maxima()?,
             runsc_minimum_release: file.runsc_minimum_release()?,
+            supervisor: file.supervisor.check()?,
+            pool: file.pool.check()?,
             runsc: file.runsc_path,
         })
     }
@@ -175,6 +186,8 @@ struct Keys {
     max_artifact_bytes: Option<u64>,
     max_total_artifacts_bytes: Option<u64>,
     container_limits: ContainerLimits,
+    supervisor: service::SupervisorKeys,
+    pool: service::PoolKeys,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -401,7 +414,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(text: &str) -> Result<Config, String> {
+    pub(super) fn parse(text: &str) -> Result<Config, String> {
         Config::parse(text, Path::new("config.yaml")).map_err(|error| {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             [Some(error.to_string()), source]

@@ -8,7 +8,7 @@ use super::{Runtime, SandboxError, Sandboxes, TeardownError, confinement, specif
 use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
-use crate::sys::cgroup::{Expedited, LeafLimits, Outside};
+use crate::sys::cgroup::{Expedited, LeafLimits, Outside, Urgency};
 use crate::sys::{mount, process};
 use std::io;
 use std::path::Path;
@@ -108,6 +108,7 @@ impl Sandbox {
         let leaf_limits = LeafLimits {
             memory_bytes: limits.memory_bytes,
             pids: limits.host_processes(),
+            urgency: Urgency::Job,
         };
         let record = Record::with_leaf(held, &shared.hierarchies, leaf_limits)?;
         reached(Step::CgroupMade);

@@ -13,6 +13,9 @@ use crate::job::{
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::io;
+use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -20,8 +23,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// The version that both ends must share.
 pub const PROTOCOL: u32 = 1;
 
+/// Bytes of a greeting at most.
+pub const MAX_HELLO: usize = 4 << 10;
+
 /// Bytes of a JSON body at most: an environment of 256 KiB, each byte escaped, and its wrapping.
 pub const MAX_CONTROL: usize = 2 << 20;
+
+/// Bytes of an [`End`] at most: the names of 1,000 files, of 1 KiB each, every byte of them escaped.
+pub const MAX_END: usize = 4 << 20;
 
 /// Bytes of a body that is carried as it is at most.
 pub const MAX_DATA: usize = 64 << 10;
@@ -42,7 +51,7 @@ pub enum WireError {
     #[error("the connection ended within a frame")]
     Cut,
     #[error("cannot read from the connection")]
-    Read { source: std::io::Error },
+    Read { source: io::Error },
 }
 
 /// One side's frames: what is sent, and how it is told apart.
@@ -51,7 +60,7 @@ pub trait Message: Sized {
     fn longest(kind: u8) -> Option<usize>;
 
     /// Kind and body.
-    fn encode(&self) -> (u8, Vec<u8>);
+    fn encode(&self) -> (u8, Cow<'_, [u8]>);
 
     /// The message with this body, which is no longer than [`Message::longest`].
     ///
@@ -61,47 +70,105 @@ pub trait Message: Sized {
 
     /// As it goes over the wire.
     fn to_frame(&self) -> Vec<u8> {
-        let (kind, body) = self.encode();
-        let mut frame = Vec::with_capacity(HEADER + body.len());
-        frame.push(kind);
-        // Bodies are bounded by their makers, far below 4 GiB.
-        frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
-        frame.extend_from_slice(&body);
+        let mut frame = Vec::new();
+        self.append_to(&mut frame);
         frame
+    }
+
+    /// Puts it behind what is there, as it goes over the wire.
+    fn append_to(&self, wire: &mut Vec<u8>) {
+        let (kind, body) = self.encode();
+        wire.reserve(HEADER + body.len());
+        wire.push(kind);
+        // Bodies are bounded by their makers, far below 4 GiB.
+        wire.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        wire.extend_from_slice(&body);
     }
 }
 
 /// Reads the next message; `None` when the peer has closed the connection between two frames.
 ///
-/// Not to be dropped half-way: what was read of a frame would be lost.
+/// Not to be dropped half-way: what was read of a frame would be lost. A [`Reader`] may be.
 ///
 /// # Errors
 /// [`WireError`].
 pub async fn read<M: Message>(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<M>, WireError> {
-    let mut header = [0; HEADER];
-    let failed = |source| WireError::Read { source };
-    if from.read(&mut header[..1]).await.map_err(failed)? == 0 {
-        return Ok(None);
-    }
-    read_whole(from, &mut header[1..]).await?;
-    let [kind, length @ ..] = header;
-    let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
-    let most = M::longest(kind).ok_or(WireError::Kind { kind })?;
-    if length > most {
-        return Err(WireError::TooLong { length, most });
-    }
-    let mut body = vec![0; length];
-    read_whole(from, &mut body).await?;
-    M::decode(kind, body).map(Some)
+    Reader::new(from).next().await
 }
 
-async fn read_whole(
-    from: &mut (impl AsyncRead + Unpin),
-    bytes: &mut [u8],
-) -> Result<(), WireError> {
-    match from.read_exact(bytes).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Err(WireError::Cut),
+/// Reads messages, and keeps what it has of one that is not whole yet.
+#[derive(Debug)]
+pub struct Reader<R> {
+    from: R,
+    header: [u8; HEADER],
+    body: Vec<u8>,
+    /// Bytes of header and body that are there.
+    filled: usize,
+}
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// At the beginning of a frame.
+    pub fn new(from: R) -> Self {
+        Self {
+            from,
+            header: [0; HEADER],
+            body: Vec::new(),
+            filled: 0,
+        }
+    }
+
+    /// Waits until a message has begun; false when the peer has closed the connection instead.
+    ///
+    /// Nothing is lost when the future is dropped before it is ready.
+    ///
+    /// # Errors
+    /// [`WireError::Read`].
+    pub async fn begun(&mut self) -> Result<bool, WireError> {
+        if self.filled == 0 {
+            let read = self.from.read(&mut self.header[..1]).await;
+            self.filled = read.map_err(|source| WireError::Read { source })?;
+        }
+        Ok(self.filled > 0)
+    }
+
+    /// The next message; `None` when the peer has closed the connection between two.
+    ///
+    /// Nothing is lost when the future is dropped before it is ready.
+    ///
+    /// # Errors
+    /// [`WireError`], after which there are no messages any more.
+    pub async fn next<M: Message>(&mut self) -> Result<Option<M>, WireError> {
+        if !self.begun().await? {
+            return Ok(None);
+        }
+        while self.filled < HEADER {
+            let read = self.from.read(&mut self.header[self.filled..]).await;
+            self.filled += some(read)?;
+        }
+        let [kind, length @ ..] = self.header;
+        let length = usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX);
+        let most = M::longest(kind).ok_or(WireError::Kind { kind })?;
+        if length > most {
+            return Err(WireError::TooLong { length, most });
+        }
+        // Fresh memory of the kernel's: no page of it is there before its bytes are.
+        if self.body.len() != length {
+            self.body = vec![0; length];
+        }
+        while self.filled < HEADER + length {
+            let read = self.from.read(&mut self.body[self.filled - HEADER..]).await;
+            self.filled += some(read)?;
+        }
+        self.filled = 0;
+        M::decode(kind, mem::take(&mut self.body)).map(Some)
+    }
+}
+
+/// Bytes that were read, of which there have to be some.
+fn some(read: io::Result<usize>) -> Result<usize, WireError> {
+    match read {
+        Ok(0) => Err(WireError::Cut),
+        Ok(bytes) => Ok(bytes),
         Err(source) => Err(WireError::Read { source }),
     }
 }
@@ -250,36 +317,88 @@ impl Run {
             u64::saturating_add,
         )
     }
+}
 
-    /// The request, unchecked, with `bytes`, of which there are as many as announced.
-    ///
-    /// `None` when there are not, or code or input are not UTF-8.
-    pub fn into_request(self, bytes: &[u8]) -> Option<JobRequest> {
-        let mut rest = bytes;
-        let mut next = |size: u64| {
-            let (part, behind) = rest.split_at_checked(usize::try_from(size).ok()?)?;
-            rest = behind;
-            Some(part.to_vec())
+/// A job whose bytes are on their way. Memory is taken as they come, not as they are announced.
+#[derive(Debug)]
+pub struct Incoming {
+    run: Run,
+    /// Sizes of the parts, of which those at the front are whole.
+    sizes: Vec<u64>,
+    parts: Vec<Vec<u8>>,
+    missing: u64,
+}
+
+impl Incoming {
+    /// Of this job, nothing yet.
+    pub fn new(run: Run) -> Self {
+        let mut sizes = vec![run.code_bytes];
+        sizes.extend(run.input_bytes);
+        sizes.extend(run.files.iter().map(|file| file.size));
+        Self {
+            missing: run.bytes(),
+            run,
+            sizes,
+            parts: vec![Vec::new()],
+        }
+    }
+
+    /// Bytes that are still to come.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Takes the next bytes; false when they are more than are missing.
+    #[must_use]
+    pub fn take(&mut self, mut bytes: &[u8]) -> bool {
+        let Some(missing) = self.missing.checked_sub(bytes.len() as u64) else {
+            return false;
         };
-        let code = String::from_utf8(next(self.code_bytes)?).ok()?;
-        let input = match self.input_bytes {
+        self.missing = missing;
+        while !bytes.is_empty() {
+            let at = self.parts.len() - 1;
+            let size = self.sizes.get(at).copied().unwrap_or(0);
+            let part = &mut self.parts[at];
+            let room = size.saturating_sub(part.len() as u64);
+            let room = usize::try_from(room).unwrap_or(usize::MAX);
+            let (here, behind) = bytes.split_at(bytes.len().min(room));
+            part.extend_from_slice(here);
+            bytes = behind;
+            if !bytes.is_empty() {
+                self.parts.push(Vec::new());
+            }
+        }
+        true
+    }
+
+    /// The request, unchecked; `None` when bytes are missing, or code or input are not UTF-8.
+    pub fn into_request(self) -> Option<JobRequest> {
+        let Self { run, parts, .. } = self;
+        let mut parts = parts.into_iter();
+        // Parts of no bytes at the end have not begun.
+        let mut next = |size: u64| {
+            let part = parts.next().unwrap_or_default();
+            (part.len() as u64 == size).then_some(part)
+        };
+        let code = String::from_utf8(next(run.code_bytes)?).ok()?;
+        let input = match run.input_bytes {
             Some(size) => Some(String::from_utf8(next(size)?).ok()?),
             None => None,
         };
         let mut files = Vec::new();
-        for FileSize { name, size } in self.files {
+        for FileSize { name, size } in run.files {
             let bytes = next(size)?;
             files.push(InputFile { name, bytes });
         }
-        rest.is_empty().then_some(JobRequest {
+        Some(JobRequest {
             code,
             input,
             files,
-            environment: self.environment,
-            memory_bytes: self.memory_bytes,
-            millicpus: self.millicpus,
-            timeout: self.timeout_ms.map(Duration::from_millis),
-            startup_timeout: self.startup_timeout_ms.map(Duration::from_millis),
+            environment: run.environment,
+            memory_bytes: run.memory_bytes,
+            millicpus: run.millicpus,
+            timeout: run.timeout_ms.map(Duration::from_millis),
+            startup_timeout: run.startup_timeout_ms.map(Duration::from_millis),
         })
     }
 }
@@ -297,6 +416,48 @@ pub struct Refusal {
     /// When to come back, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+}
+
+/// Problems of a job that are told at most, and characters of one: a client may make as many as it likes.
+const MAX_PROBLEMS: usize = 50;
+const MAX_PROBLEM: usize = 1000;
+
+impl Refusal {
+    /// A refusal for this reason.
+    pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: shortened(message.into()),
+            problems: Vec::new(),
+            retry_after_ms: None,
+        }
+    }
+
+    /// That of a job that asks for what is not possible; the first problems are told.
+    pub fn invalid(problems: Vec<String>) -> Self {
+        let (first, more) = (problems.len().min(MAX_PROBLEMS), problems.len());
+        let problems: Vec<_> = problems.into_iter().take(first).map(shortened).collect();
+        let message = match problems.as_slice() {
+            [only] => only.clone(),
+            _ => format!("the job has {more} problems"),
+        };
+        Self {
+            problems,
+            ..Self::new(RefusalCode::Invalid, message)
+        }
+    }
+
+    /// That of a defect of ours, of which the supervisor's log knows more.
+    pub fn internal() -> Self {
+        Self::new(RefusalCode::Internal, "the supervisor failed: see its log")
+    }
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(MAX_PROBLEM) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
 }
 
 /// The classes of refusals.
@@ -623,21 +784,22 @@ const END: u8 = b'z';
 impl Message for ToSupervisor {
     fn longest(kind: u8) -> Option<usize> {
         match kind {
-            HELLO | RUN => Some(MAX_CONTROL),
+            HELLO => Some(MAX_HELLO),
+            RUN => Some(MAX_CONTROL),
             DATA => Some(MAX_DATA),
             CANCEL | STATS | DRAIN => Some(0),
             _ => None,
         }
     }
 
-    fn encode(&self) -> (u8, Vec<u8>) {
+    fn encode(&self) -> (u8, Cow<'_, [u8]>) {
         match self {
-            Self::Hello(hello) => (HELLO, json(hello)),
-            Self::Run(run) => (RUN, json(run)),
-            Self::Data(bytes) => (DATA, bytes.clone()),
-            Self::Cancel => (CANCEL, Vec::new()),
-            Self::Stats => (STATS, Vec::new()),
-            Self::Drain => (DRAIN, Vec::new()),
+            Self::Hello(hello) => (HELLO, json(hello).into()),
+            Self::Run(run) => (RUN, json(run).into()),
+            Self::Data(bytes) => (DATA, bytes.into()),
+            Self::Cancel => (CANCEL, Cow::default()),
+            Self::Stats => (STATS, Cow::default()),
+            Self::Drain => (DRAIN, Cow::default()),
         }
     }
 
@@ -657,24 +819,26 @@ impl Message for ToSupervisor {
 impl Message for ToClient {
     fn longest(kind: u8) -> Option<usize> {
         match kind {
-            HELLO | REFUSED | ACCEPTED | END | STATS => Some(MAX_CONTROL),
+            HELLO => Some(MAX_HELLO),
+            REFUSED | ACCEPTED | STATS => Some(MAX_CONTROL),
+            END => Some(MAX_END),
             STDOUT | STDERR | DATA => Some(MAX_DATA),
             DRAIN => Some(0),
             _ => None,
         }
     }
 
-    fn encode(&self) -> (u8, Vec<u8>) {
+    fn encode(&self) -> (u8, Cow<'_, [u8]>) {
         match self {
-            Self::Hello(hello) => (HELLO, json(hello)),
-            Self::Refused(refusal) => (REFUSED, json(refusal)),
-            Self::Accepted(accepted) => (ACCEPTED, json(accepted)),
-            Self::Stdout(bytes) => (STDOUT, bytes.clone()),
-            Self::Stderr(bytes) => (STDERR, bytes.clone()),
-            Self::End(end) => (END, json(end)),
-            Self::Data(bytes) => (DATA, bytes.clone()),
-            Self::Stats(stats) => (STATS, json(stats)),
-            Self::Draining => (DRAIN, Vec::new()),
+            Self::Hello(hello) => (HELLO, json(hello).into()),
+            Self::Refused(refusal) => (REFUSED, json(refusal).into()),
+            Self::Accepted(accepted) => (ACCEPTED, json(accepted).into()),
+            Self::Stdout(bytes) => (STDOUT, bytes.into()),
+            Self::Stderr(bytes) => (STDERR, bytes.into()),
+            Self::End(end) => (END, json(end).into()),
+            Self::Data(bytes) => (DATA, bytes.into()),
+            Self::Stats(stats) => (STATS, json(stats).into()),
+            Self::Draining => (DRAIN, Cow::default()),
         }
     }
 
@@ -740,8 +904,63 @@ mod tests {
             panic!("a run and its bytes");
         };
         assert_eq!(run.bytes(), 12);
-        let back = run.into_request(&bytes).unwrap();
+        let mut incoming = Incoming::new(*run);
+        for piece in bytes.chunks(5) {
+            assert!(incoming.take(piece));
+        }
+        assert!(!incoming.take(b"more"));
+        assert_eq!(incoming.missing(), 0);
+        let back = incoming.into_request().unwrap();
         assert_eq!(format!("{back:?}"), format!("{request:?}"));
+    }
+
+    #[test]
+    fn parts_of_no_bytes_and_bytes_that_do_not_come_are_told_apart() {
+        let run = Run {
+            code_bytes: 2,
+            input_bytes: Some(0),
+            files: ["a", "b", "c"]
+                .map(|name| FileSize {
+                    name: name.to_owned(),
+                    size: 0,
+                })
+                .to_vec(),
+            ..Run::default()
+        };
+        assert!(Incoming::new(run.clone()).into_request().is_none());
+        let mut incoming = Incoming::new(run.clone());
+        assert!(incoming.take(b"ok"));
+        let request = incoming.into_request().unwrap();
+        assert_eq!(
+            (request.code.as_str(), request.input.as_deref()),
+            ("ok", Some(""))
+        );
+        assert_eq!(request.files.len(), 3);
+        let mut incoming = Incoming::new(Run {
+            code_bytes: 1,
+            ..run
+        });
+        assert!(incoming.take(&[0xff]));
+        assert!(incoming.into_request().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_interrupted_goes_on_where_it_was() {
+        let (mut client, service) = tokio::io::duplex(64);
+        let mut reader = Reader::new(service);
+        let frame = ToSupervisor::Data(b"bytes".to_vec()).to_frame();
+        for byte in frame {
+            let early =
+                tokio::time::timeout(Duration::from_millis(1), reader.next::<ToSupervisor>());
+            assert!(early.await.is_err());
+            tokio::io::AsyncWriteExt::write_all(&mut client, &[byte])
+                .await
+                .unwrap();
+        }
+        let whole = reader.next().await.unwrap();
+        assert_eq!(whole, Some(ToSupervisor::Data(b"bytes".to_vec())));
+        drop(client);
+        assert_eq!(reader.next::<ToSupervisor>().await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::sys::process::{self, ProcessError};
 use nix::errno::Errno;
-use nix::unistd::User;
+use nix::unistd::{Group, User};
 
 /// Why an account is not there.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +10,8 @@ use nix::unistd::User;
 pub enum AccountError {
     #[error("cannot look up the user `{name}`")]
     Look { name: String, source: Errno },
+    #[error("cannot look up the group `{name}`")]
+    LookGroup { name: String, source: Errno },
     #[error("cannot create the user `{name}`")]
     Create { name: String, source: ProcessError },
 }
@@ -22,6 +24,19 @@ pub fn exists(name: &str) -> Result<bool, AccountError> {
     User::from_name(name)
         .map(|user| user.is_some())
         .map_err(|source| AccountError::Look {
+            name: name.to_owned(),
+            source,
+        })
+}
+
+/// The number of a group, from whatever directory service; `None` where there is no such group.
+///
+/// # Errors
+/// [`AccountError::LookGroup`].
+pub fn group(name: &str) -> Result<Option<u32>, AccountError> {
+    Group::from_name(name)
+        .map(|group| group.map(|group| group.gid.as_raw()))
+        .map_err(|source| AccountError::LookGroup {
             name: name.to_owned(),
             source,
         })
@@ -43,5 +58,16 @@ pub fn create(name: &str) -> Result<(), AccountError> {
             name: name.to_owned(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_name_or_is_not_there() {
+        assert_eq!(group("root").unwrap(), Some(0));
+        assert_eq!(group("no-such-group-here").unwrap(), None);
     }
 }

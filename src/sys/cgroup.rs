@@ -25,8 +25,15 @@ pub const PARENT: &str = "tako-vm";
 /// The period over which a CPU quota is counted, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// `cpu.shares` of version 1 that nobody has changed, as `cpu.weight` 100 is in version 2.
+const ORDINARY_SHARES: u64 = 1024;
+
 /// How long processes may take to freeze before they are killed all the same.
 const FREEZE_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a leaf may take to be frozen, or to run again. What is frozen has to get the CPU first, one
+/// thread after the other, which takes long at a low weight on a busy host.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long killed processes may take to die before whoever is left is killed again. Freezing them at
 /// once would only hold them up.
@@ -75,6 +82,12 @@ pub enum CgroupError {
     Occupied { path: PathBuf, source: io::Error },
     #[error("the host has swap, and `{}` is missing to limit it", path.display())]
     SwapUnlimited { path: PathBuf },
+    #[error("`{}` is not {wanted} after {waited:?}", path.display())]
+    Unsettled {
+        path: PathBuf,
+        wanted: &'static str,
+        waited: Duration,
+    },
     #[error("{count} processes in `{}` outlived SIGKILL by {waited:?}", path.display())]
     Alive {
         path: PathBuf,
@@ -226,6 +239,36 @@ pub struct LeafLimits {
     pub memory_bytes: u64,
     /// Processes and threads on the host, the sandbox's own included.
     pub pids: u64,
+    /// Who goes first where the CPU is short.
+    pub urgency: Urgency,
+}
+
+/// Who goes first among our leaves where the CPU is short. It takes nothing away where it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits for it: the kernel's own default weight.
+    Job,
+    /// Nobody waits for it yet: a fiftieth of that, enough to get ready in the end on a host that is
+    /// never idle.
+    Refill,
+}
+
+impl Urgency {
+    /// `cpu.weight` of version 2.
+    fn weight(self) -> u64 {
+        match self {
+            Self::Job => 100,
+            Self::Refill => 2,
+        }
+    }
+
+    /// `cpu.shares` of version 1.
+    fn shares(self) -> u64 {
+        match self {
+            Self::Job => ORDINARY_SHARES,
+            Self::Refill => 20,
+        }
+    }
 }
 
 impl Hierarchies {
@@ -539,6 +582,8 @@ pub struct InForce {
     pub pids: Option<u64>,
     /// Thousandths of one CPU.
     pub millicpus: Option<u64>,
+    /// Weight against other leaves where the CPU is short, in the unit of version 2: 100 is ordinary.
+    pub cpu_weight: u64,
 }
 
 /// A leaf as anybody on the host can see it, while somebody else owns it.
@@ -577,10 +622,19 @@ impl Outside {
             }
         };
         let share = |(quota, period): (u64, u64)| (quota * 1000).checked_div(period);
+        let cpu_weight = match self.cpu_version {
+            // Rounded as the kernel does between the two units.
+            Version::V1 => {
+                let shares = number(&self.cpu.join("cpu.shares"))?;
+                (shares.saturating_mul(100) + ORDINARY_SHARES / 2) / ORDINARY_SHARES
+            }
+            Version::V2 => number(&self.cpu.join("cpu.weight"))?,
+        };
         Ok(InForce {
             memory_bytes: read(&self.memory)?.parse().ok(),
             pids: read(&self.pids)?.parse().ok(),
             millicpus: quota.parse().ok().zip(period.parse().ok()).and_then(share),
+            cpu_weight,
         })
     }
 }
@@ -637,6 +691,65 @@ impl Leaf {
         holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
     }
 
+    /// Says how urgent it is from now on, read back.
+    ///
+    /// # Errors
+    /// When the weight does not hold.
+    pub fn set_urgency(&self, urgency: Urgency) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.cpu);
+        let (file, weight) = if v2 {
+            ("cpu.weight", urgency.weight())
+        } else {
+            ("cpu.shares", urgency.shares())
+        };
+        // One file of two names in cgroups-rs, without conversion.
+        CpuController::new(directory.clone(), v2)
+            .set_shares(weight)
+            .map_err(CgroupError::limit(&directory))?;
+        holds(&directory.join(file), &weight.to_string())
+    }
+
+    /// Stops all that is inside, and returns when none of it runs any more: it uses no CPU time then, and
+    /// takes no signal. [`Leaf::kill`] kills it all the same.
+    ///
+    /// Waits for the kernel, as [`Leaf::thaw`] does: not for async threads.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsettled`] when some of it still runs after two seconds; then all of it does again.
+    pub fn freeze(&self) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.freezer);
+        let freezer = FreezerController::new(directory.clone(), v2);
+        freezer.freeze().map_err(CgroupError::limit(&directory))?;
+        let frozen = settled(&directory, v2, Frost::Frozen, SETTLE_PATIENCE);
+        if frozen.is_err() {
+            // Neither here nor there is no state to leave it in.
+            freezer.thaw().map_err(CgroupError::limit(&directory))?;
+        }
+        frozen
+    }
+
+    /// Lets all that is inside go on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Unsettled`] when the kernel still calls it frozen after two seconds, because
+    /// somebody has frozen all leaves, say.
+    pub fn thaw(&self) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.freezer);
+        FreezerController::new(directory.clone(), v2)
+            .thaw()
+            .map_err(CgroupError::limit(&directory))?;
+        settled(&directory, v2, Frost::Thawed, SETTLE_PATIENCE)
+    }
+
+    /// Whether nothing inside runs because it is frozen.
+    ///
+    /// # Errors
+    /// Those of reading the state.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let (directory, v2) = self.place(self.hierarchies.freezer);
+        Frost::Frozen.is_there(&directory, v2)
+    }
+
     /// What others can see of it.
     pub fn outside(&self) -> Outside {
         let (memory, v2) = self.place(self.hierarchies.memory);
@@ -669,6 +782,19 @@ impl Leaf {
             }),
             "oom_kill",
         )
+    }
+
+    /// Memory charged at this moment, in bytes, the sandbox itself included.
+    ///
+    /// # Errors
+    /// Those of reading the counter.
+    pub fn memory_used(&self) -> Result<u64> {
+        let (directory, v2) = self.place(self.hierarchies.memory);
+        number(&directory.join(if v2 {
+            "memory.current"
+        } else {
+            "memory.usage_in_bytes"
+        }))
     }
 
     /// The most memory ever charged, in bytes, the sandbox itself included.
@@ -719,7 +845,7 @@ impl Leaf {
     /// [`CgroupError::Alive`] when a process is still there after `patience`.
     pub fn kill(&self, patience: Duration, keep: Option<i32>) -> Result<Duration> {
         let started = Instant::now();
-        self.lift_cpu_limit();
+        self.lift_cpu_limits();
         let mut seen = BTreeSet::new();
         loop {
             let alive = self.kill_once()?;
@@ -740,16 +866,18 @@ impl Leaf {
         }
     }
 
-    /// Dying takes CPU time as well, and what spun until now has used up its own.
-    fn lift_cpu_limit(&self) {
+    /// Dying takes CPU time as well, and what spun until now has used up its own; somebody waits for the
+    /// end even of what nobody waited for.
+    fn lift_cpu_limits(&self) {
         let (directory, v2) = self.place(self.hierarchies.cpu);
         let lifted = if v2 {
             fs::write(directory.join("cpu.max"), "max")
         } else {
             fs::write(directory.join("cpu.cfs_quota_us"), "-1")
         };
-        // Where it stays, they die all the same, only later.
-        drop(lifted);
+        let raised = self.set_urgency(Urgency::Job);
+        // Where they stay, all inside die all the same, only later.
+        drop((lifted, raised));
     }
 
     /// Leaves those that were killed a moment to die, undisturbed by the freezer; whether nobody is
@@ -813,7 +941,9 @@ impl Leaf {
         let freezer = FreezerController::new(directory.clone(), v2);
         // Frozen, nobody forks between the listing and the signal, and no pid is given anew.
         freezer.freeze().map_err(CgroupError::limit(&directory))?;
-        await_frozen(&directory, v2);
+        // What the freezer cannot stop is killed on the run.
+        let frozen = settled(&directory, v2, Frost::Frozen, FREEZE_PATIENCE);
+        drop(frozen);
         let killed = self.signal_all();
         // Thawed whatever happened: on version 1 a frozen process does not even die.
         freezer.thaw().map_err(CgroupError::limit(&directory))?;
@@ -867,7 +997,8 @@ impl Leaf {
         PidController::new(directory.clone(), v2)
             .set_pid_max(MaxValue::Value(pids))
             .map_err(CgroupError::limit(&directory))?;
-        holds(&directory.join("pids.max"), &pids.to_string())
+        holds(&directory.join("pids.max"), &pids.to_string())?;
+        self.set_urgency(limits.urgency)
     }
 
     fn limit_memory(&self, bytes: u64) -> Result<()> {
@@ -935,19 +1066,47 @@ fn processes_in(directories: impl IntoIterator<Item = PathBuf>) -> Result<BTreeS
     Ok(pids)
 }
 
-/// Waits a moment for the freezer; processes that it cannot stop are killed on the run.
-fn await_frozen(directory: &Path, v2: bool) {
-    let deadline = Instant::now() + FREEZE_PATIENCE;
-    let frozen = || {
+/// What the freezer can make of a leaf. On the way to it, it is neither.
+#[derive(Debug, Clone, Copy)]
+enum Frost {
+    Frozen,
+    Thawed,
+}
+
+impl Frost {
+    fn is_there(self, directory: &Path, v2: bool) -> Result<bool> {
         if v2 {
-            keyed(&directory.join("cgroup.events"), "frozen").is_ok_and(|frozen| frozen == 1)
-        } else {
-            read(&directory.join("freezer.state")).is_ok_and(|state| state == "FROZEN")
+            let frozen = keyed(&directory.join("cgroup.events"), "frozen")?;
+            return Ok(matches!(
+                (self, frozen),
+                (Self::Frozen, 1) | (Self::Thawed, 0)
+            ));
         }
-    };
-    while !frozen() && Instant::now() < deadline {
+        let state = read(&directory.join("freezer.state"))?;
+        Ok(match self {
+            Self::Frozen => state == "FROZEN",
+            Self::Thawed => state == "THAWED",
+        })
+    }
+}
+
+/// Waits until the freezer has done what it was told.
+fn settled(directory: &Path, v2: bool, wanted: Frost, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !wanted.is_there(directory, v2)? {
+        if Instant::now() > deadline {
+            return Err(CgroupError::Unsettled {
+                path: directory.to_owned(),
+                wanted: match wanted {
+                    Frost::Frozen => "frozen",
+                    Frost::Thawed => "thawed",
+                },
+                waited: patience,
+            });
+        }
         std::thread::sleep(Duration::from_micros(200));
     }
+    Ok(())
 }
 
 fn kill(pid: i32) -> Result<()> {
@@ -1053,6 +1212,31 @@ mod tests {
         let hybrid = [&v1[..], std::slice::from_ref(&named)].concat();
         assert_eq!(missing(&hybrid), ["cpuacct"], "version 2 freezes");
         assert_eq!(missing(&[]).len(), 5);
+    }
+
+    #[test]
+    fn the_freezer_is_waited_for_and_no_longer_than_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| fs::write(directory.path().join(file), text).unwrap();
+        let settled = |v2, wanted| settled(directory.path(), v2, wanted, Duration::from_millis(3));
+        assert!(settled(false, Frost::Frozen).is_err(), "no such file");
+        write("freezer.state", "FREEZING\n");
+        write("cgroup.events", "populated 1\nfrozen 0\n");
+        for (v2, wanted) in [
+            (false, Frost::Frozen),
+            (false, Frost::Thawed),
+            (true, Frost::Frozen),
+        ] {
+            let error = settled(v2, wanted).unwrap_err();
+            assert!(matches!(error, CgroupError::Unsettled { .. }), "{error}");
+        }
+        settled(true, Frost::Thawed).unwrap();
+        write("freezer.state", "FROZEN\n");
+        write("cgroup.events", "populated 1\nfrozen 1\n");
+        settled(false, Frost::Frozen).unwrap();
+        settled(true, Frost::Frozen).unwrap();
+        let error = settled(false, Frost::Thawed).unwrap_err().to_string();
+        assert!(error.ends_with("is not thawed after 3ms"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Everything unfinished carries the name [`PARTIAL`]`XXXXXX` beside the place it is meant for. What
 //! a killed process leaves under such a name is rubbish, and [`sweep`] takes it away.
 
-use std::fs::{self, File, Permissions, TryLockError};
+use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -80,6 +80,19 @@ fn check_part(part: &Path, last: bool) -> Result<(), PlaceError> {
         path: part.to_owned(),
         source,
     })?;
+    check_metadata(part, &metadata, last)
+}
+
+/// Checks that root alone can change what is there; for a directory on the way to something, that root
+/// alone can replace what root has in it.
+///
+/// # Errors
+/// [`PlaceError::Owner`] or [`PlaceError::Writable`].
+pub(super) fn check_metadata(
+    part: &Path,
+    metadata: &Metadata,
+    last: bool,
+) -> Result<(), PlaceError> {
     if metadata.uid() != 0 {
         return Err(PlaceError::Owner {
             path: part.to_owned(),
@@ -318,7 +331,8 @@ fn try_to_lock(path: &Path) -> Result<(File, bool), PlaceError> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+/// The directory that a path is in.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

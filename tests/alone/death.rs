@@ -5,7 +5,7 @@ use crate::host::{Company, Host, Part, job, on_this_host, runsc_binary, script, 
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 use tako_vm::job::{JobSpec, Limits, Phase, Termination};
-use tako_vm::sys::cgroup::{Hierarchies, LeafLimits};
+use tako_vm::sys::cgroup::{Hierarchies, LeafLimits, Urgency};
 use tako_vm::sys::process;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -248,6 +248,7 @@ async fn nobody_inside_moves_between_the_first_signal_and_the_last() {
     let limits = LeafLimits {
         memory_bytes: Limits::default().memory_bytes,
         pids: 500,
+        urgency: Urgency::Job,
     };
     // Two times of three it would move, were it not frozen.
     for round in 0..5 {

@@ -7,6 +7,7 @@
 
 mod death;
 mod flood;
+mod freeze;
 #[path = "../sandbox/host.rs"]
 #[expect(dead_code, reason = "the other crate uses all of it")]
 mod host;

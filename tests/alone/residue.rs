@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tako_vm::job::{Limits, Termination};
 use tako_vm::sandbox::SandboxError;
-use tako_vm::sys::cgroup::{Hierarchies, LeafLimits};
+use tako_vm::sys::cgroup::{Hierarchies, LeafLimits, Urgency};
 
 /// All that a sandbox could leave, counted.
 #[derive(Debug, PartialEq, Eq)]
@@ -215,6 +215,7 @@ async fn a_cgroup_that_exists_is_not_taken_over_and_nothing_is_made_beside_it() 
     let limits = LeafLimits {
         memory_bytes: Limits::default().memory_bytes,
         pids: 100,
+        urgency: Urgency::Job,
     };
     // In the last hierarchy only, when all the others have been made.
     let parents = cgroup_parents();
@@ -250,6 +251,7 @@ async fn a_leaf_is_made_although_others_took_away_its_parents_and_their_controll
     let limits = LeafLimits {
         memory_bytes: Limits::default().memory_bytes,
         pids: 100,
+        urgency: Urgency::Job,
     };
     for parent in cgroup_parents() {
         // As the last process of ours does, and systemd, which finds no unit that needs it. The kernel
@@ -272,6 +274,7 @@ async fn a_limit_that_the_kernel_changes_is_refused_and_nothing_is_left() {
     let limits = LeafLimits {
         memory_bytes: Limits::default().memory_bytes + 1,
         pids: 100,
+        urgency: Urgency::Job,
     };
     let error = hierarchies.create(&name, limits).unwrap_err().to_string();
     assert!(

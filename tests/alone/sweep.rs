@@ -22,7 +22,7 @@ use tako_vm::image::Images;
 use tako_vm::sandbox::{
     Order, SandboxError, Step, Swept, TeardownError, orphans, strangers, sweep,
 };
-use tako_vm::sys::cgroup::{Hierarchies, LeafLimits};
+use tako_vm::sys::cgroup::{Hierarchies, LeafLimits, Urgency};
 use tako_vm::sys::process;
 use tokio_util::sync::CancellationToken;
 
@@ -209,6 +209,7 @@ fn plant_cgroup(hierarchies: &Hierarchies, id: &str) -> tokio::process::Child {
     let limits = LeafLimits {
         memory_bytes: 64 << 20,
         pids: 16,
+        urgency: Urgency::Job,
     };
     let mut leaf = hierarchies.create(id, limits).unwrap();
     let mut command = process::program("sh");

@@ -1,0 +1,123 @@
+//! `tako-vm supervisor`: the privileged service.
+
+use super::{Failure, supervisor_status};
+use crate::client;
+use crate::config::{self, Config};
+use crate::image::Images;
+use crate::sandbox::Sandboxes;
+use crate::supervisor::pool::Pool;
+use crate::supervisor::{self, Caps, Host, Settings, Stop};
+use crate::sys::account;
+use crate::sys::endpoint::{self, Access};
+use std::path::{self, Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Run the supervisor: the service that runs jobs for the members of the group `tako-vm`
+///
+/// SIGTERM lets it end when the last job has ended; a second one, or SIGINT, cancels the jobs.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Arguments {
+    /// Where it listens
+    #[arg(long, global = true, value_name = "PATH", env = config::SOCKET_VARIABLE,
+          default_value = config::DEFAULT_SOCKET)]
+    pub(super) socket: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    Status(supervisor_status::Arguments),
+}
+
+/// Serves until it is told to end.
+pub(super) async fn serve(
+    arguments: &Arguments,
+    state_dir: &Path,
+    config: &Config,
+) -> Result<(), Failure> {
+    super::require_root("supervisor")?;
+    let stop = stop_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
+    let settings = settings(&arguments.socket, config)?;
+    // It looks for the runtime, and sweeps.
+    let host = tokio::task::block_in_place(|| host(state_dir, config))?;
+    supervisor::serve(settings, host, stop)
+        .await
+        .map_err(|error| Failure::ours(&error))
+}
+
+fn settings(socket: &Path, config: &Config) -> Result<Settings, Failure> {
+    let socket = path::absolute(socket)
+        .map_err(|error| Failure::io("cannot find out where the socket is", &error))?;
+    let group = account::group(super::USER).map_err(|error| Failure::ours(&error))?;
+    let access = group.map_or(Access::Root, Access::Group);
+    if access == Access::Root {
+        super::warn(&format!(
+            "there is no group `{}`: root alone may connect",
+            super::USER
+        ));
+        super::hint("`tako-vm setup` makes it");
+    }
+    // Ours by its name; whatever else is named is the operator's, and only looked at.
+    if socket == Path::new(config::DEFAULT_SOCKET)
+        && let Some(directory) = socket.parent()
+    {
+        endpoint::own_directory(directory, access).map_err(|error| Failure::ours(&error))?;
+    }
+    let limits = &config.supervisor;
+    let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    Ok(Settings {
+        socket,
+        access,
+        jobs: Caps {
+            all: number(limits.max_jobs),
+            per_user: number(limits.max_jobs_per_user),
+        },
+        connections: Caps {
+            all: Settings::CONNECTIONS.max(number(limits.max_connections_per_user)),
+            per_user: number(limits.max_connections_per_user),
+        },
+    })
+}
+
+fn host(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
+    let runtime = client::runtime(state_dir, config).map_err(|error| Failure {
+        hint: error.hint().map(str::to_owned),
+        ..Failure::ours(&error)
+    })?;
+    let sandboxes =
+        Sandboxes::prepare(state_dir, runtime).map_err(|error| Failure::ours(&error))?;
+    Ok(Host {
+        state_dir: state_dir.to_owned(),
+        pool: Pool::new(sandboxes.clone()),
+        sandboxes,
+        images: Images::at(state_dir),
+        maxima: config.maxima.clone(),
+    })
+}
+
+/// The first SIGTERM drains; a second one, SIGINT or SIGHUP ends it now.
+fn stop_on_signals() -> std::io::Result<Stop> {
+    let stop = Stop::default();
+    let mut terminations = signal(SignalKind::terminate())?;
+    let drained = stop.clone();
+    tokio::spawn(async move {
+        while terminations.recv().await.is_some() {
+            if drained.is_draining() {
+                drained.now();
+            }
+            drained.drain();
+        }
+    });
+    for kind in [SignalKind::interrupt(), SignalKind::hangup()] {
+        let mut signals = signal(kind)?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                stop.now();
+            }
+        });
+    }
+    Ok(stop)
+}

@@ -1,0 +1,358 @@
+//! One job on a connection: its announcement, its bytes, its check; its output, its end, its files.
+
+use super::Shared;
+use super::journal::{self, one_line};
+use super::link::{Closing, Ears, Mouth, Patience};
+use super::pool::Done;
+use super::session::Session;
+use super::slots::{Slot, Slots};
+use super::wire::{
+    Accepted, End, Incoming, MAX_BYTES, MAX_DATA, Refusal, RefusalCode, Run, ToClient, ToSupervisor,
+};
+use crate::image::Image;
+use crate::job::{Artifact, JobSpec, Outcome};
+use crate::sandbox::{Event, Order, SandboxError};
+use crate::sys::held::Held;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// From the announcement of a job to the last of its bytes, of which there are 65 MiB at most.
+const ARRIVAL: Duration = Duration::from_secs(30);
+
+/// Beside its limits, what a job may take from its acceptance to its end: its sandbox is ready within
+/// 30 s, takes the job within 10 s, and each of its deadlines is held from outside 3 s later.
+const BESIDE_LIMITS: Duration = Duration::from_mins(1);
+
+/// Output on its way to a slow client, beside that which the sandbox itself keeps: 256 KiB.
+const EVENTS: usize = 16;
+
+/// A job that can be run.
+struct Ready {
+    image: Image,
+    job: JobSpec,
+    spool: Spool,
+}
+
+/// What a job leaves: how it ended, and the place of its files.
+type Left = Result<(Outcome, Spool), Refusal>;
+
+/// The files that a job leaves, taken away in the background: there may be a thousand of them.
+#[derive(Debug)]
+struct Spool(Option<Held>);
+
+impl Spool {
+    fn path(&self) -> &Path {
+        self.0.as_ref().map_or(Path::new(""), Held::path)
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        let held = self.0.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(held));
+        }
+    }
+}
+
+/// Runs a job for the client that has announced it.
+pub(super) async fn run(session: &mut Session, run: Run) -> Result<(), Closing> {
+    let shared = Arc::clone(&session.shared);
+    // There are as many as connections: this one has its own.
+    let _exchange = Slots::take(&shared.exchanges, session.peer.uid);
+    let announced = run.bytes();
+    if announced > MAX_BYTES {
+        let message = format!(
+            "a job of {announced} bytes was announced, and at most {MAX_BYTES} are allowed"
+        );
+        return Err(Closing::Refused(Refusal::new(
+            RefusalCode::Invalid,
+            message,
+        )));
+    }
+    let slot = match admit(session) {
+        Ok(slot) => slot,
+        Err(refusal) => {
+            session.mouth.say(&ToClient::Refused(refusal)).await?;
+            return arrive(&mut session.ears, announced, |_| true).await;
+        }
+    };
+    let (image, stream) = (run.image.clone(), run.stream);
+    let mut incoming = Incoming::new(run);
+    arrive(&mut session.ears, announced, |bytes| incoming.take(bytes)).await?;
+    match prepare(Arc::clone(&shared), image, incoming).await {
+        Ok(ready) => attend(session, ready, slot, stream).await,
+        Err(refusal) => {
+            drop(slot);
+            session.mouth.say(&ToClient::Refused(refusal)).await
+        }
+    }
+}
+
+/// A slot for a job of this client, or why there is none.
+fn admit(session: &Session) -> Result<Slot, Refusal> {
+    let shared = &session.shared;
+    if shared.stop.is_draining() {
+        let message = "the supervisor ends and takes no more jobs";
+        return Err(Refusal::new(RefusalCode::Draining, message));
+    }
+    Slots::take(&shared.jobs, session.peer.uid).ok_or_else(|| {
+        let retry_after_ms = Some(shared.figures.turned_away());
+        let uid = session.peer.uid;
+        shared
+            .journal
+            .caused(|| format!("turned a job of the user {uid} away: there are as many as may be"));
+        Refusal {
+            retry_after_ms,
+            ..Refusal::new(RefusalCode::Busy, "as many jobs run as may be: come back")
+        }
+    })
+}
+
+/// Takes the bytes that were announced, of which `take` says whether they may be.
+async fn arrive(
+    ears: &mut Ears,
+    announced: u64,
+    mut take: impl FnMut(&[u8]) -> bool,
+) -> Result<(), Closing> {
+    let mut missing = announced;
+    let all = async {
+        while missing > 0 {
+            match ears.next().await? {
+                Some(ToSupervisor::Data(bytes)) => {
+                    let left = missing.checked_sub(bytes.len() as u64);
+                    missing = left.filter(|_| take(&bytes)).ok_or_else(|| {
+                        Closing::violation("more bytes than the job has announced")
+                    })?;
+                }
+                Some(_) => {
+                    return Err(Closing::violation("the bytes of the job were expected"));
+                }
+                None => return Err(Closing::Gone),
+            }
+        }
+        Ok(())
+    };
+    timeout(ARRIVAL, all).await.unwrap_or_else(|_| {
+        Err(Closing::violation(format_args!(
+            "the bytes of the job were not there within {ARRIVAL:?}"
+        )))
+    })
+}
+
+/// Checks a job against root's maxima, and makes what it takes beside a sandbox.
+async fn prepare(shared: Arc<Shared>, image: String, incoming: Incoming) -> Result<Ready, Refusal> {
+    let checked = tokio::task::spawn_blocking(move || check(&shared, &image, incoming)).await;
+    checked.unwrap_or_else(|_| Err(Refusal::internal()))
+}
+
+fn check(shared: &Shared, image: &str, incoming: Incoming) -> Result<Ready, Refusal> {
+    let image = shared.known.find(image).map_err(|error| {
+        let message = one_line(&error);
+        shared.journal.caused(|| message.clone());
+        Refusal::new(RefusalCode::Image, message)
+    })?;
+    let request = incoming.into_request().ok_or_else(|| {
+        let problem = "the program or its input is not UTF-8: send it as UTF-8";
+        Refusal::invalid(vec![problem.to_owned()])
+    })?;
+    let job = JobSpec::check(request, &shared.maxima)
+        .map_err(|error| Refusal::invalid(error.problems))?;
+    let spool = shared.sandboxes.spool().map_err(|error| {
+        journal::error(&one_line(&error));
+        Refusal::internal()
+    })?;
+    Ok(Ready {
+        image,
+        job,
+        spool: Spool(Some(spool)),
+    })
+}
+
+/// Runs a job that was accepted, and tells its client all that becomes of it.
+async fn attend(
+    session: &mut Session,
+    ready: Ready,
+    slot: Slot,
+    stream: bool,
+) -> Result<(), Closing> {
+    let limits = &ready.job.limits;
+    let accepted = Accepted {
+        stdout_limit: limits.stdout_bytes,
+        stderr_limit: limits.stderr_bytes,
+    };
+    session.mouth.say(&ToClient::Accepted(accepted)).await?;
+    let patience = Patience {
+        ended: CancellationToken::new(),
+        latest: Instant::now() + limits.startup + limits.execution + BESIDE_LIMITS,
+    };
+    session.mouth.set_patience(patience.clone());
+    let image = ready.image.manifest.name.to_string();
+    let (sender, events) = mpsc::channel(EVENTS);
+    let (report, left) = oneshot::channel();
+    let cancel = session.shared.stop.now.child_token();
+    let task = Task {
+        shared: Arc::clone(&session.shared),
+        ready,
+        slot,
+        events: stream.then_some(sender),
+        cancel: cancel.clone(),
+        ended: patience.ended.drop_guard(),
+        report,
+    };
+    tokio::spawn(task.run());
+    // However this ends, the job ends with it.
+    let _job = cancel.clone().drop_guard();
+    let left = follow(session, events, left, &cancel).await?;
+    session.mouth.set_patience(Patience::none());
+    match left {
+        Ok((outcome, spool)) => {
+            let told = tell(&mut session.mouth, outcome, &image, stream).await;
+            drop(spool);
+            told
+        }
+        Err(refusal) => session.mouth.say(&ToClient::Refused(refusal)).await,
+    }
+}
+
+/// Passes output on until the job has ended, while the client may cancel it or go away.
+async fn follow(
+    session: &mut Session,
+    mut events: mpsc::Receiver<Event>,
+    left: oneshot::Receiver<Left>,
+    cancel: &CancellationToken,
+) -> Result<Left, Closing> {
+    let Session { ears, mouth, .. } = session;
+    let output = async {
+        while let Some(event) = events.recv().await {
+            mouth
+                .add(&match event {
+                    Event::Stdout(bytes) => ToClient::Stdout(bytes),
+                    Event::Stderr(bytes) => ToClient::Stderr(bytes),
+                })
+                .await?;
+            if events.is_empty() {
+                mouth.flush().await?;
+            }
+        }
+        Ok(left.await.unwrap_or_else(|_| Err(Refusal::internal())))
+    };
+    let orders = async {
+        loop {
+            match ears.next().await {
+                Ok(Some(ToSupervisor::Cancel)) => cancel.cancel(),
+                Ok(Some(_)) => {
+                    let what = "nothing but a cancel may come while a job runs";
+                    return Closing::violation(what);
+                }
+                Ok(None) => return Closing::Gone,
+                Err(closing) => return closing,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        closing = orders => Err(closing),
+        left = output => left,
+    }
+}
+
+/// Tells how a job ended, and sends what it left.
+async fn tell(
+    mouth: &mut Mouth,
+    outcome: Outcome,
+    image: &str,
+    streamed: bool,
+) -> Result<(), Closing> {
+    if !streamed {
+        for bytes in outcome.stdout.bytes.chunks(MAX_DATA) {
+            mouth.add(&ToClient::Stdout(bytes.to_vec())).await?;
+        }
+        for bytes in outcome.stderr.bytes.chunks(MAX_DATA) {
+            mouth.add(&ToClient::Stderr(bytes.to_vec())).await?;
+        }
+    }
+    let end = Box::new(End::new(&outcome, image));
+    mouth.say(&ToClient::End(end)).await?;
+    for artifact in &outcome.artifacts {
+        send_file(mouth, artifact).await?;
+    }
+    mouth.flush().await
+}
+
+/// Sends a file as long as it was announced. One that is not cannot be told: the connection ends.
+async fn send_file(mouth: &mut Mouth, artifact: &Artifact) -> Result<(), Closing> {
+    let mut missing = artifact.size_bytes;
+    if missing == 0 {
+        return Ok(());
+    }
+    let Ok(mut file) = tokio::fs::File::open(&artifact.path).await else {
+        return Err(Closing::Gone);
+    };
+    while missing > 0 {
+        let most = usize::try_from(missing).unwrap_or(MAX_DATA).min(MAX_DATA);
+        let mut bytes = vec![0; most];
+        let read = file.read(&mut bytes).await.unwrap_or(0);
+        if read == 0 {
+            return Err(Closing::Gone);
+        }
+        bytes.truncate(read);
+        missing -= read as u64;
+        mouth.add(&ToClient::Data(bytes)).await?;
+    }
+    Ok(())
+}
+
+/// What goes on whether its client listens or not: a job, until nothing is left of it.
+struct Task {
+    shared: Arc<Shared>,
+    ready: Ready,
+    slot: Slot,
+    events: Option<mpsc::Sender<Event>>,
+    cancel: CancellationToken,
+    ended: DropGuard,
+    report: oneshot::Sender<Left>,
+}
+
+impl Task {
+    async fn run(self) {
+        let begun = Instant::now();
+        let Ready { image, job, spool } = self.ready;
+        let order = Order {
+            image: &image.path,
+            job: &job,
+            spool: spool.path(),
+            events: self.events,
+            cancel: self.cancel,
+        };
+        let result = self.shared.pool.run(&image, order).await;
+        drop(self.ended);
+        let (left, clearing) = match result {
+            Ok(Done { outcome, clearing }) => {
+                self.shared.figures.killed(outcome.kill_time);
+                (Ok((outcome, spool)), clearing)
+            }
+            Err(error) => (Err(failed(&error)), None),
+        };
+        // Without a client nobody wants to know, and the files go.
+        drop(self.report.send(left));
+        if let Some(clearing) = clearing
+            && let Err(error) = clearing.await
+        {
+            journal::error(&one_line(&error));
+        }
+        self.shared.figures.job_ended(begun.elapsed());
+        drop(self.slot);
+    }
+}
+
+fn failed(error: &SandboxError) -> Refusal {
+    let message = one_line(error);
+    journal::error(&message);
+    Refusal::new(RefusalCode::Internal, message)
+}

@@ -1,0 +1,123 @@
+//! Who may connect, and how many at once. Nothing is read from a peer before that is known.
+
+use super::journal::one_line;
+use super::session;
+use super::slots::Slot;
+use super::wire::{Message, Refusal, RefusalCode, ToClient};
+use super::{Shared, slots::Slots};
+use crate::sys::endpoint::Access;
+use crate::sys::peer::Peer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+
+/// How long nothing is accepted after that failed: descriptors are missing, and somebody has to give
+/// some back first.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts connections for ever; each is a task of its own, whose panic is its own.
+pub(super) async fn accept(listener: UnixListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match admit(&stream, &shared) {
+                Ok((peer, slot)) => {
+                    let shared = Arc::clone(&shared);
+                    tokio::spawn(async move {
+                        session::attend(shared, stream, peer).await;
+                        drop(slot);
+                    });
+                }
+                Err(refusal) => turn_away(&stream, refusal),
+            },
+            Err(error) => {
+                shared
+                    .journal
+                    .caused(|| format!("cannot accept a connection: {error}"));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Lets a peer in, with its place among the connections.
+fn admit(stream: &UnixStream, shared: &Shared) -> Result<(Peer, Slot), Refusal> {
+    let peer = match Peer::of(stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            shared
+                .journal
+                .caused(|| format!("cannot find out who has connected: {}", one_line(&error)));
+            return Err(Refusal::new(
+                RefusalCode::Forbidden,
+                "it cannot be found out who you are",
+            ));
+        }
+    };
+    if !may_connect(&peer, shared.access) {
+        shared.journal.caused(|| {
+            format!(
+                "refused the user {} (process {}), who is not in the group",
+                peer.uid, peer.pid
+            )
+        });
+        let message = match shared.access {
+            Access::Root => "root alone may use this socket".to_owned(),
+            Access::Group(gid) => format!(
+                "root and members of the group {gid} may use this socket, and you are neither: be made \
+                 a member, and log in again"
+            ),
+        };
+        return Err(Refusal::new(RefusalCode::Forbidden, message));
+    }
+    if let Some(slot) = Slots::take(&shared.connections, peer.uid) {
+        return Ok((peer, slot));
+    }
+    shared
+        .journal
+        .caused(|| format!("refused one more connection of the user {}", peer.uid));
+    Err(Refusal {
+        retry_after_ms: Some(shared.figures.hint()),
+        ..Refusal::new(
+            RefusalCode::Busy,
+            "there are as many connections as may be: close some, or come back",
+        )
+    })
+}
+
+fn may_connect(peer: &Peer, access: Access) -> bool {
+    peer.is_root()
+        || match access {
+            Access::Root => false,
+            Access::Group(gid) => peer.is_in(gid),
+        }
+}
+
+/// Says why, if the peer's buffer takes it: nobody waits for it.
+fn turn_away(stream: &UnixStream, refusal: Refusal) {
+    let frame = ToClient::Refused(refusal).to_frame();
+    // The buffer of a new connection is empty, and the frame much smaller; else it hears nothing.
+    drop(stream.try_write(&frame));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_members_may_connect_by_either_kind_of_membership() {
+        let peer = |uid, gid, groups: &[u32]| Peer {
+            pid: 1,
+            uid,
+            gid,
+            groups: groups.to_vec(),
+        };
+        let group = Access::Group(7);
+        assert!(may_connect(&peer(0, 0, &[]), Access::Root));
+        assert!(may_connect(&peer(0, 0, &[]), group));
+        assert!(may_connect(&peer(5, 7, &[]), group));
+        assert!(may_connect(&peer(5, 5, &[1, 7]), group));
+        assert!(!may_connect(&peer(5, 5, &[1, 8]), group));
+        assert!(!may_connect(&peer(7, 0, &[0]), group));
+        assert!(!may_connect(&peer(5, 7, &[7]), Access::Root));
+    }
+}
