@@ -17,7 +17,7 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
 TEST_PACKAGES := runc crun libcap2-bin qemu-system-x86 e2fsprogs patch g++
 # Seconds of fuzzing for each target.
 FUZZ_SECONDS ?= 20
-FUZZ_TARGETS := frame image result spec
+FUZZ_TARGETS := frame image result spec wire
 CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
 export TAKO_VM_STATE_DIR = $(STATE)

@@ -14,6 +14,8 @@ mod image;
 mod result;
 #[path = "../fuzz/properties/spec.rs"]
 mod spec;
+#[path = "../fuzz/properties/wire.rs"]
+mod wire;
 
 use proptest::prelude::*;
 use std::fs;
@@ -59,6 +61,11 @@ fn the_image_parsers_withstand_their_corpus() {
 }
 
 #[test]
+fn the_protocol_of_the_socket_withstands_its_corpus() {
+    replay("wire", wire::check);
+}
+
+#[test]
 fn the_corpus_is_small_and_every_target_has_one() {
     let mut bytes = 0;
     let mut targets = Vec::new();
@@ -70,7 +77,7 @@ fn the_corpus_is_small_and_every_target_has_one() {
         }
     }
     targets.sort();
-    assert_eq!(targets, ["frame", "image", "result", "spec"]);
+    assert_eq!(targets, ["frame", "image", "result", "spec", "wire"]);
     assert!(bytes <= MAX_BYTES, "{bytes} bytes");
 }
 
@@ -106,6 +113,11 @@ proptest! {
     #[test]
     fn the_result_parser_withstands_any_bytes(input in inputs("result")) {
         result::check(&input);
+    }
+
+    #[test]
+    fn the_protocol_of_the_socket_withstands_any_bytes(input in inputs("wire")) {
+        wire::check(&input);
     }
 
     #[test]
