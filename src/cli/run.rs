@@ -121,6 +121,15 @@ pub(super) fn run(
     if let Some(remote) = remote.map_err(|error| Failure::library(&error))? {
         return super::small_runtime()?.block_on(supervised(arguments, request, &remote));
     }
+    // First, since whoever is not root may not be able to read the configuration either.
+    super::require_root("run").map_err(|failure| Failure {
+        hint: Some(
+            "run it as root: `sudo tako-vm run`, or start `tako-vm supervisor` as root and become a \
+             member of the group `tako-vm`"
+                .to_owned(),
+        ),
+        ..failure
+    })?;
     let state_dir = super::absolute(state_dir)?;
     let config = Config::load(config).map_err(|error| Failure::ours(&error))?;
     super::full_runtime()?.block_on(alone(arguments, request, &state_dir, &config))
@@ -188,14 +197,6 @@ async fn alone(
     config: &Config,
 ) -> Result<u8, Failure> {
     let job = JobSpec::check(request, &config.maxima).map_err(|error| Failure::usage(&error))?;
-    super::require_root("run").map_err(|failure| Failure {
-        hint: Some(
-            "run it as root: `sudo tako-vm run`, or start `tako-vm supervisor` as root and become a \
-             member of the group `tako-vm`"
-                .to_owned(),
-        ),
-        ..failure
-    })?;
     // Before anything is made in the state directory.
     require_reader(arguments)?;
     let local = Local::open(state_dir, &arguments.image, config)

@@ -23,9 +23,14 @@ pub(crate) struct Local {
 }
 
 impl Local {
+    /// Checks that this process can run sandboxes at all.
+    pub(super) fn require_root() -> Result<(), Error> {
+        privilege::require_root().map_err(|error| Error::Privilege(error.into()))
+    }
+
     /// Finds and checks everything that a sandbox takes.
     pub(crate) fn open(state_dir: &Path, image: &str, config: &Config) -> Result<Arc<Self>, Error> {
-        privilege::require_root().map_err(|error| Error::Privilege(error.into()))?;
+        Self::require_root()?;
         let unusable = |error: Cause| Error::Sandbox(error);
         // The program that calls us may change its directory.
         let state_dir = path::absolute(state_dir).map_err(|error| unusable(error.into()))?;

@@ -1,8 +1,8 @@
 //! The command under test: run by an ordinary user of the group, who has nothing but the socket.
 
-use crate::STATE;
 use crate::host;
 use crate::supervisor::{group, supervisor};
+use crate::{STATE, until_empty};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +16,9 @@ pub(crate) type Guard = RwLockWriteGuard<'static, ()>;
 
 /// Held by the one test that looks at the whole state directory.
 pub(crate) fn alone() -> Guard {
-    STATE.blocking_write()
+    let guard = STATE.blocking_write();
+    until_empty();
+    guard
 }
 
 pub(crate) fn command(arguments: &[&str]) -> Command {

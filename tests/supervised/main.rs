@@ -39,7 +39,15 @@ async fn beside_others() -> RwLockReadGuard<'static, ()> {
 }
 
 async fn alone() -> RwLockWriteGuard<'static, ()> {
-    STATE.write().await
+    let guard = STATE.write().await;
+    until_empty();
+    guard
+}
+
+/// Waits until nothing is left of the tests before.
+fn until_empty() {
+    let left = || [sandboxes(), below_state("spools")].concat();
+    assert!(settles(|| left().is_empty()), "{:?}", left());
 }
 
 fn builder() -> SandboxBuilder {

@@ -88,10 +88,7 @@ impl ConnectionError {
                     "its socket is for root and members of the group `tako-vm`: become one with \
                      `sudo usermod -aG tako-vm \"$USER\"` and log in again, or use `sudo`"
                 }
-                _ => {
-                    "start it as root with `tako-vm supervisor`, or name no socket: without one, root \
-                     needs no supervisor"
-                }
+                _ => "start it as root with `tako-vm supervisor`",
             }),
             _ => None,
         }
@@ -344,7 +341,7 @@ impl Outgoing {
     }
 
     fn push(&mut self, message: &ToSupervisor) {
-        self.buffer.extend(message.to_frame());
+        message.append_to(&mut self.buffer);
     }
 
     async fn flush(&mut self) -> io::Result<()> {

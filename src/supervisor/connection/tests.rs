@@ -324,3 +324,35 @@ async fn where_nobody_listens_the_error_says_what_to_do() {
         drop(UnixListener::bind(&socket));
     }
 }
+
+#[tokio::test]
+async fn numbers_and_the_end_are_asked_for_on_one_connection() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let mut theirs = tokio::net::UnixStream::from_std(theirs).unwrap();
+    let stats = Stats {
+        running: 3,
+        ..Stats::default()
+    };
+    let refusal = Refusal {
+        code: RefusalCode::Forbidden,
+        message: "root alone may drain the supervisor".to_owned(),
+        problems: Vec::new(),
+        retry_after_ms: None,
+    };
+    let answer = frames(&[
+        HELLO(),
+        ToClient::Stats(Box::new(stats.clone())),
+        ToClient::Refused(refusal),
+        ToClient::Draining,
+    ]);
+    theirs.write_all(&answer).await.unwrap();
+    let mut connection = Connection::new(ours).unwrap();
+    assert_eq!(connection.stats().await.unwrap(), stats);
+    let refused = connection.drain().await.unwrap_err();
+    assert_eq!(refused.to_string(), "root alone may drain the supervisor");
+    connection.drain().await.unwrap();
+    drop(theirs);
+    let lost = connection.stats().await;
+    assert!(matches!(lost, Err(ConnectionError::Lost)), "{lost:?}");
+}
