@@ -139,3 +139,61 @@ fn refused(refusal: Refusal) -> Error {
         _ => Error::Refused(message.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_named_goes_before_everything_and_must_be_listened_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let named = || Some(socket.clone());
+        for elsewhere in [false, true] {
+            let refused = Remote::find(named(), elsewhere, "python");
+            assert!(matches!(refused, Err(Error::Connection(_))), "{refused:?}");
+        }
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for elsewhere in [false, true] {
+            let found = Remote::find(named(), elsewhere, "python").unwrap();
+            assert_eq!(found.unwrap().socket, socket);
+        }
+        assert!(Remote::find(None, true, "python").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_the_error_that_this_process_would_give_itself() {
+        let of = |code, problems: &[&str]| {
+            refused(Refusal {
+                code,
+                message: "said".to_owned(),
+                problems: problems.iter().map(|&problem| problem.to_owned()).collect(),
+                retry_after_ms: None,
+            })
+        };
+        let Error::Job(error) = of(RefusalCode::Invalid, &["a", "b"]) else {
+            panic!("bad fields are the caller's");
+        };
+        assert_eq!(error.problems, ["a", "b"]);
+        assert!(
+            matches!(of(RefusalCode::Invalid, &[]), Error::Job(error) if error.problems == ["said"])
+        );
+        assert!(matches!(of(RefusalCode::Image, &[]), Error::Image(_)));
+        assert!(matches!(
+            of(RefusalCode::Busy, &[]),
+            Error::Busy {
+                retry_after: COME_BACK
+            }
+        ));
+        for code in [
+            RefusalCode::Forbidden,
+            RefusalCode::Protocol,
+            RefusalCode::Draining,
+            RefusalCode::Internal,
+        ] {
+            let error = of(code, &[]);
+            assert!(matches!(error, Error::Refused(_)), "{error:?}");
+            assert_eq!(error.to_string(), "said");
+        }
+    }
+}
