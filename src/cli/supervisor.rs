@@ -9,6 +9,7 @@ use crate::supervisor::pool::Pool;
 use crate::supervisor::{self, Caps, Host, Settings, Stop};
 use crate::sys::account;
 use crate::sys::endpoint::{self, Access};
+use crate::sys::process;
 use std::path::{self, Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,8 +41,11 @@ pub(super) async fn serve(
     super::require_root("supervisor")?;
     let stop = stop_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
     let settings = settings(&arguments.socket, config)?;
+    // A connection is one, and a sandbox is some.
+    process::raise_open_files()
+        .map_err(|error| Failure::io("cannot raise the limit of open files", &error))?;
     // It looks for the runtime, and sweeps.
-    let host = tokio::task::block_in_place(|| host(state_dir, config))?;
+    let host = tokio::task::block_in_place(|| open(state_dir, config))?;
     supervisor::serve(settings, host, stop)
         .await
         .map_err(|error| Failure::ours(&error))
@@ -81,7 +85,7 @@ fn settings(socket: &Path, config: &Config) -> Result<Settings, Failure> {
     })
 }
 
-fn host(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
+fn open(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
     let runtime = client::runtime(state_dir, config).map_err(|error| Failure {
         hint: error.hint().map(str::to_owned),
         ..Failure::ours(&error)
@@ -103,12 +107,11 @@ fn stop_on_signals() -> std::io::Result<Stop> {
     let mut terminations = signal(SignalKind::terminate())?;
     let drained = stop.clone();
     tokio::spawn(async move {
-        while terminations.recv().await.is_some() {
-            if drained.is_draining() {
-                drained.now();
-            }
-            drained.drain();
-        }
+        // One after a request to drain is the first all the same.
+        terminations.recv().await;
+        drained.drain();
+        terminations.recv().await;
+        drained.now();
     });
     for kind in [SignalKind::interrupt(), SignalKind::hangup()] {
         let mut signals = signal(kind)?;

@@ -78,6 +78,8 @@ impl Ears {
 pub(super) struct Mouth {
     half: OwnedWriteHalf,
     waiting: Vec<u8>,
+    /// Bytes at the front of these that are sent already: whoever waits for the rest may be interrupted.
+    sent: usize,
     patience: Patience,
 }
 
@@ -117,6 +119,7 @@ impl Mouth {
         Self {
             half,
             waiting: Vec::new(),
+            sent: 0,
             patience: Patience::none(),
         }
     }
@@ -141,20 +144,20 @@ impl Mouth {
         }
     }
 
-    /// Sends what waits.
+    /// Sends what waits. Dropped before it is ready, it goes on the next time where it was.
     pub(super) async fn flush(&mut self) -> Result<(), Closing> {
-        let mut sent = 0;
-        while sent < self.waiting.len() {
+        while self.sent < self.waiting.len() {
             let written = tokio::select! {
                 biased;
-                written = self.half.write(&self.waiting[sent..]) => written,
+                written = self.half.write(&self.waiting[self.sent..]) => written,
                 () = self.patience.over() => return Err(Closing::Gone),
             };
             match written {
                 Ok(0) | Err(_) => return Err(Closing::Gone),
-                Ok(bytes) => sent += bytes,
+                Ok(bytes) => self.sent += bytes,
             }
         }
+        self.sent = 0;
         self.waiting.clear();
         self.waiting.shrink_to(KEPT);
         Ok(())

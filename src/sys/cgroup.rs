@@ -451,12 +451,15 @@ impl Hierarchy {
 
 /// Tries again when another process, the last to use our parent directory, removed it under our hands.
 fn unless_removed(make: impl Fn() -> Result<()>) -> Result<()> {
+    // A file that was opened before its directory went is no device any more when it is read (ENODEV).
+    let is_gone = |error: &io::Error| {
+        error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+    };
     let mut tries = 0;
     loop {
         tries += 1;
         match make() {
-            Err(CgroupError::File { source, .. })
-                if source.kind() == io::ErrorKind::NotFound && tries < MAX_TRIES => {}
+            Err(CgroupError::File { source, .. }) if is_gone(&source) && tries < MAX_TRIES => {}
             outcome => return outcome,
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::sys::cgroup::Leaf;
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -325,6 +325,16 @@ impl PidFd {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// Raises the soft limit of open files to the hard one (getrlimit(2)), here and in what is started from
+/// here: the soft limit of most systems, 1,024, is meant for programs that use `select(2)`.
+///
+/// # Errors
+/// Those of getrlimit(2) and setrlimit(2).
+pub fn raise_open_files() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 /// Makes this process inherit the orphans of the programs it starts, so that it can bury them:

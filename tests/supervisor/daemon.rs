@@ -34,8 +34,8 @@ impl Daemon {
     /// One whose command is changed before it is started.
     pub(crate) fn in_directory(directory: TempDir, change: impl FnOnce(&mut Command)) -> Self {
         let mut command = command(directory.path());
-        command.stderr(File::create(directory.path().join("log")).unwrap());
         change(&mut command);
+        command.stderr(File::create(directory.path().join("log")).unwrap());
         let mut daemon = Self {
             child: command.spawn().unwrap(),
             directory,

@@ -69,11 +69,15 @@ fn a_second_sigterm_and_a_sigint_cancel_the_jobs_that_run() {
 
 #[test]
 #[ignore = "needs root and runsc"]
-fn root_drains_by_request_too() {
+fn root_drains_by_request_too_and_a_sigterm_after_it_is_the_first() {
     let mut daemon = Daemon::start();
+    let mut running = daemon.connect();
+    running.begin("print('up', flush=True); import time; time.sleep(2)");
     let mut client = daemon.connect();
     client.send('q', b"");
     client.expect('q');
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(running.finish().how(), "exited");
     assert_ended(&mut daemon);
 }
 

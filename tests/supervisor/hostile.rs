@@ -1,10 +1,11 @@
 //! Clients that may connect and mean no good: none of them keeps another from being served.
 
 use crate::client::{Client, announcement, frame, hello};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, place, wait_for};
 use crate::host::on_this_host;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use tako_vm::sys::process;
 
 /// In which a normal job is to be answered, whatever others do: three times a cold start.
 const NORMAL: Duration = Duration::from_secs(1);
@@ -25,6 +26,12 @@ fn assert_serves(client: &mut Client) {
     let begun = Instant::now();
     client.stats();
     assert!(begun.elapsed() < on_this_host(NORMAL));
+}
+
+/// Nobody else is connected any more; a place is free a moment after its connection is closed.
+fn assert_alone(client: &mut Client) {
+    let mut connections = || client.stats()["connections"] == 1;
+    wait_for(Duration::from_secs(5), &mut connections, String::new);
 }
 
 fn greeted(bytes: Vec<u8>) -> Vec<u8> {
@@ -207,7 +214,7 @@ fn half_frames_cost_little_and_are_given_up_after_ten_seconds() {
     let waited = begun.elapsed();
     assert!(waited >= Duration::from_secs(10), "{waited:?}");
     assert!(waited < on_this_host(Duration::from_secs(25)), "{waited:?}");
-    assert_eq!(normal.stats()["connections"], 1);
+    assert_alone(&mut normal);
 }
 
 #[test]
@@ -239,8 +246,7 @@ fn of_a_thousand_connections_as_many_are_open_as_one_user_may_have() {
         .count();
     assert!(lines < 100, "{lines} lines");
     drop(open);
-    let gone = |normal: &mut Client| normal.stats()["connections"] == 1;
-    crate::daemon::wait_for(Duration::from_secs(5), || gone(&mut normal), String::new);
+    assert_alone(&mut normal);
     daemon.connect();
 }
 
@@ -269,6 +275,44 @@ for n in range(100):
 
 #[test]
 #[ignore = "needs root and runsc"]
+fn a_refusal_in_the_midst_of_output_is_a_frame_of_its_own() {
+    let daemon = Daemon::start();
+    let mut client = daemon.connect();
+    client.begin("while True: print('x' * 1_000_000)");
+    // Until the buffers are full, and some write has come half-way.
+    std::thread::sleep(Duration::from_secs(1));
+    client.write(&hello());
+    let mut frames = std::iter::from_fn(|| client.receive());
+    let refusal = frames.find(|frame| frame.kind != 'o').unwrap().refusal();
+    assert_eq!(refusal["code"], "protocol");
+    assert_eq!(frames.next(), None);
+    daemon.assert_empty_within(Duration::from_secs(2));
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_supervisor_without_descriptors_serves_again_once_it_has_some() {
+    let daemon = Daemon::in_directory(place(""), |command| {
+        let mut limited = process::program("prlimit");
+        limited
+            .arg("--nofile=48:48")
+            .arg(command.get_program())
+            .args(command.get_args());
+        *command = limited;
+    });
+    let mut normal = daemon.connect();
+    let many: Vec<_> = (0..60).map(|_| Client::silent(&daemon.socket())).collect();
+    let complains = || daemon.log().contains("cannot accept a connection");
+    wait_for(Duration::from_secs(5), complains, || daemon.log());
+    normal.stats();
+    drop(many);
+    assert_alone(&mut normal);
+    // A sandbox takes more of them than there are here.
+    daemon.connect().stats();
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
 fn who_takes_nothing_of_what_a_job_left_is_cut_off_after_half_a_minute() {
     let daemon = Daemon::start();
     let mut slow = daemon.connect();
@@ -286,7 +330,7 @@ for n in range(4):
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(daemon.connect().stats()["connections"], 1);
+    assert_alone(&mut daemon.connect());
 }
 
 #[test]
@@ -296,7 +340,7 @@ fn who_announces_a_job_and_sends_none_has_a_slot_for_half_a_minute() {
     let mut idle = daemon.connect();
     idle.send('r', announcement("print(1)").to_string().as_bytes());
     let mut other = daemon.connect();
-    crate::daemon::wait_for(
+    wait_for(
         Duration::from_secs(5),
         || other.stats()["running"] == 1,
         String::new,

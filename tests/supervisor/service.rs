@@ -7,6 +7,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::time::{Duration, Instant};
+use tako_vm::sys::process;
 
 /// From the moment when nobody wants a job any more until nothing is left of it.
 const PROMISE: Duration = Duration::from_secs(2);
@@ -278,6 +279,25 @@ fn an_image_that_is_not_there_or_not_any_more_is_refused() {
     assert_eq!(
         client.refused(&announcement("print(1)"), b"print(1)")["code"],
         "image"
+    );
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn the_example_of_the_documentation_works_as_it_stands() {
+    let daemon = Daemon::start();
+    let page = include_str!("../../docs/supervisor-protocol.md");
+    let (_, behind) = page.split_once("```python\n").unwrap();
+    let (example, _) = behind.split_once("```").unwrap();
+    let default = "/run/tako-vm/supervisor.sock";
+    assert!(example.contains(default));
+    let example = example.replace(default, daemon.socket().to_str().unwrap());
+    let printed = process::run(process::program("python3").args(["-c", &example]));
+    let printed = printed.unwrap().stdout;
+    assert!(printed.contains("b'o' b'2\\n'"), "{printed}");
+    assert!(
+        printed.contains("'termination': {'how': 'exited', 'code': 0}"),
+        "{printed}"
     );
 }
 
