@@ -15,8 +15,9 @@
 //! }
 //! ```
 //!
-//! The host has to be prepared once, with `tako-vm setup`; the program that uses the library runs as
-//! root. Start at [`Sandbox`]: [`Sandbox::run`] runs a program to its end and gives its [`Execution`],
+//! The host has to be prepared once, with `tako-vm setup`. The program that uses the library belongs to a
+//! member of the group `tako-vm` where `tako-vm supervisor` runs as a service, and otherwise to root.
+//! Start at [`Sandbox`]: [`Sandbox::run`] runs a program to its end and gives its [`Execution`],
 //! [`Sandbox::start`] gives its output as it comes and a way to cancel it ([`Running`]), [`Job`] says
 //! what else a program gets, and [`Error`] what can fail. How a program ends is never an error but a
 //! [`Termination`].

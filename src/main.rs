@@ -4,7 +4,6 @@ use clap::Parser;
 use std::process::ExitCode;
 use tako_vm::cli;
 
-#[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
-    cli::main(cli::Command::parse()).await.into()
+fn main() -> ExitCode {
+    cli::main(cli::Command::parse()).into()
 }

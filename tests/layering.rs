@@ -165,6 +165,16 @@ fn no_module_has_a_name_that_says_nothing() {
     }
 }
 
+/// A program that only talks to a supervisor must not need what the supervisor itself does.
+#[test]
+fn the_supervisors_client_half_names_nothing_but_the_vocabulary() {
+    let supervisor = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/supervisor");
+    for file in ["connection/mod.rs", "wire.rs"] {
+        let named = named_modules(&fs::read_to_string(supervisor.join(file)).unwrap());
+        assert_eq!(named, BTreeSet::from(["job".to_owned()]), "{file}");
+    }
+}
+
 #[test]
 fn the_guest_library_knows_nothing_of_the_host() {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs/guest");

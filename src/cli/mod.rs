@@ -6,13 +6,16 @@ mod output;
 mod run;
 mod setup;
 mod supervisor;
+mod supervisor_status;
 
-use crate::config::{self, Config, ConfigError};
+use crate::client;
+use crate::config::{self, Config};
 use crate::sys::privilege;
 use clap::{Parser, Subcommand};
 use std::error::Error;
 use std::io::{self, Write};
 use std::path::{self, PathBuf};
+use tokio::runtime::{self, Runtime};
 
 /// The exit status for our own failures.
 const FAILED: u8 = 125;
@@ -30,10 +33,9 @@ const USER: &str = "tako-vm";
 #[derive(Debug, Parser)]
 #[command(name = "tako-vm", version, max_term_width = 100)]
 pub struct Command {
-    /// Where images, runsc and sandboxes lie
-    #[arg(long, global = true, value_name = "DIR", env = config::STATE_DIR_VARIABLE,
-          default_value = config::DEFAULT_STATE_DIR)]
-    state_dir: PathBuf,
+    /// Where images, runsc and sandboxes lie [default: /var/lib/tako-vm]
+    #[arg(long, global = true, value_name = "DIR", env = config::STATE_DIR_VARIABLE)]
+    state_dir: Option<PathBuf>,
     /// The configuration of root's; `/etc/tako_vm/config.yaml` if there is one
     #[arg(short = 'C', long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -72,6 +74,18 @@ impl Failure {
     fn usage(error: &dyn Error) -> Self {
         Self {
             status: USAGE,
+            ..Self::ours(error)
+        }
+    }
+
+    /// What the library could not do.
+    fn library(error: &client::Error) -> Self {
+        Self {
+            hint: error.hint().map(str::to_owned),
+            status: match error {
+                client::Error::Job(_) => USAGE,
+                _ => FAILED,
+            },
             ..Self::ours(error)
         }
     }
@@ -115,8 +129,8 @@ fn require_root(command: &str) -> Result<(), Failure> {
 }
 
 /// Runs a command; returns the exit status.
-pub async fn main(command: Command) -> u8 {
-    match dispatch(command).await {
+pub fn main(command: Command) -> u8 {
+    match dispatch(command) {
         Ok(status) => status,
         Err(failure) => {
             complain(&failure.line);
@@ -128,51 +142,78 @@ pub async fn main(command: Command) -> u8 {
     }
 }
 
-async fn dispatch(command: Command) -> Result<u8, Failure> {
+fn dispatch(command: Command) -> Result<u8, Failure> {
     let Command {
         state_dir,
         config: file,
         subcommand,
     } = command;
-    // The programs that we start run elsewhere.
-    let state_dir = path::absolute(&state_dir)
-        .map_err(|error| Failure::io("cannot find out where the state directory is", &error))?;
-    let config = Config::load(file.as_deref());
+    let file = file.as_deref();
     // Whatever is wrong with it is for the doctor to tell, and stops every other command.
-    let checked = |config: Result<Config, ConfigError>| config.map_err(|e| Failure::ours(&e));
+    let config = || Config::load(file).map_err(|error| Failure::ours(&error));
     match subcommand {
+        Subcommands::Run(arguments) => run::run(&arguments, state_dir, file),
+        Subcommands::Supervisor(arguments) => match &arguments.command {
+            Some(supervisor::Command::Status(status)) => {
+                small_runtime()?.block_on(supervisor_status::run(status, &arguments.socket))
+            }
+            None => {
+                let (state_dir, config) = (absolute(state_dir)?, config()?);
+                full_runtime()?.block_on(supervisor::serve(&arguments, &state_dir, &config))?;
+                Ok(0)
+            }
+        },
         Subcommands::Doctor(arguments) => {
-            doctor::run(&arguments, &state_dir, file.as_deref(), &config).await
-        }
-        Subcommands::Run(arguments) => run::run(arguments, &state_dir, &checked(config)?).await,
-        Subcommands::Supervisor(arguments) => {
-            supervisor::serve(&arguments, &state_dir, &checked(config)?).await?;
-            Ok(0)
+            let (state_dir, config) = (absolute(state_dir)?, Config::load(file));
+            full_runtime()?.block_on(doctor::run(&arguments, &state_dir, file, &config))
         }
         Subcommands::Setup(arguments) => {
-            let config = checked(config)?;
+            let (state_dir, config) = (absolute(state_dir)?, config()?);
             require_root("setup")?;
-            // Blocking code from here on: it downloads, builds and waits for other programs.
-            tokio::task::block_in_place(|| setup::run(&arguments, &state_dir, &config)).map_err(
-                |error| Failure {
-                    hint: error.hint(),
-                    ..Failure::ours(&error)
-                },
-            )?;
+            block(|| setup::run(&arguments, &state_dir, &config))?.map_err(|error| Failure {
+                hint: error.hint(),
+                ..Failure::ours(&error)
+            })?;
             Ok(0)
         }
         Subcommands::Image(arguments) => {
-            checked(config)?;
+            let state_dir = absolute(state_dir)?;
+            config()?;
             require_root("image")?;
-            tokio::task::block_in_place(|| image::run(&arguments, &state_dir)).map_err(
-                |error| Failure {
-                    hint: error.hint(),
-                    ..Failure::ours(&error)
-                },
-            )?;
+            block(|| image::run(&arguments, &state_dir))?.map_err(|error| Failure {
+                hint: error.hint(),
+                ..Failure::ours(&error)
+            })?;
             Ok(0)
         }
     }
+}
+
+/// Runs code that downloads, builds and waits for other programs.
+fn block<T>(command: impl FnOnce() -> T) -> Result<T, Failure> {
+    Ok(full_runtime()?.block_on(async { tokio::task::block_in_place(command) }))
+}
+
+/// The state directory, also for the programs that we start, which run elsewhere.
+fn absolute(state_dir: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let state_dir = state_dir.unwrap_or_else(|| config::DEFAULT_STATE_DIR.into());
+    path::absolute(&state_dir)
+        .map_err(|error| Failure::io("cannot find out where the state directory is", &error))
+}
+
+/// For a command that only talks to a supervisor: threads would take longer than what it does.
+fn small_runtime() -> Result<Runtime, Failure> {
+    started(&mut runtime::Builder::new_current_thread())
+}
+
+/// For a command that does the work itself.
+fn full_runtime() -> Result<Runtime, Failure> {
+    started(runtime::Builder::new_multi_thread().worker_threads(2))
+}
+
+fn started(builder: &mut runtime::Builder) -> Result<Runtime, Failure> {
+    let built = builder.enable_all().build();
+    built.map_err(|error| Failure::io("cannot start the runtime", &error))
 }
 
 fn complain(line: &str) {

@@ -1,14 +1,15 @@
 //! `tako-vm run`: one program in one sandbox.
 
 use super::{Failure, output};
-use crate::client::{Execution, Sandbox, Target, Unparsed};
+use crate::client::{Error, Execution, Local, Remote, Running, Target, Unparsed};
 use crate::config::{self, Config, SecurityMode};
 use crate::job::{InputFile, JobRequest, JobSpec, Termination, parse_bytes};
 use crate::sys::privilege;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 ///
 /// The program finds its input in /input/data.json, writes its result to /output/result.json and
 /// whatever else it wants to keep to /output. It has no network.
+///
+/// A supervisor runs it where one listens, for root and members of the group `tako-vm`; otherwise this
+/// command does, as root.
 ///
 /// Exit status: the program's own; 124 timed out; 137 out of memory or killed; 130 interrupted;
 /// 125 Tako VM itself failed; 2 wrong usage.
@@ -55,6 +59,11 @@ pub(super) struct Arguments {
     /// The executor image
     #[arg(long, value_name = "NAME", default_value = config::DEFAULT_IMAGE)]
     image: String,
+    /// The socket of the supervisor that runs it [env: `TAKO_VM_SUPERVISOR_SOCKET`] [default:
+    /// /run/tako-vm/supervisor.sock if one listens there, and neither state directory nor configuration
+    /// is named]
+    #[arg(long, value_name = "SOCKET")]
+    supervisor: Option<PathBuf>,
     /// Print the full record as one JSON object and nothing else
     #[arg(long)]
     json: bool,
@@ -90,66 +99,195 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// How long a supervisor that is busy is asked again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// After how long its user is told.
+const UNTOLD: Duration = Duration::from_secs(1);
+
+/// How often it is asked at most, and at least.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
 /// Runs the program; returns the exit status of `tako-vm`.
-pub(super) async fn run(
-    arguments: Arguments,
+pub(super) fn run(
+    arguments: &Arguments,
+    state_dir: Option<PathBuf>,
+    config: Option<&Path>,
+) -> Result<u8, Failure> {
+    let request = request(arguments)?;
+    let named = arguments.supervisor.clone().or_else(config::named_socket);
+    let elsewhere = state_dir.is_some() || config.is_some();
+    let remote = Remote::find(named, elsewhere, &arguments.image);
+    if let Some(remote) = remote.map_err(|error| Failure::library(&error))? {
+        return super::small_runtime()?.block_on(supervised(arguments, request, &remote));
+    }
+    // First, since whoever is not root may not be able to read the configuration either.
+    super::require_root("run").map_err(|failure| Failure {
+        hint: Some(
+            "run it as root: `sudo tako-vm run`, or start `tako-vm supervisor` as root and become a \
+             member of the group `tako-vm`"
+                .to_owned(),
+        ),
+        ..failure
+    })?;
+    let state_dir = super::absolute(state_dir)?;
+    let config = Config::load(config).map_err(|error| Failure::ours(&error))?;
+    super::full_runtime()?.block_on(alone(arguments, request, &state_dir, &config))
+}
+
+/// Has a supervisor run the program.
+async fn supervised(
+    arguments: &Arguments,
+    request: JobRequest,
+    remote: &Remote,
+) -> Result<u8, Failure> {
+    let prepared = Prepared::new(arguments)?;
+    let request = Arc::new(request);
+    let Some(running) = submit(remote, request, !arguments.json, &prepared.cancel).await? else {
+        return Ok(super::INTERRUPTED);
+    };
+    let execution = attend(running, &prepared.cancel, arguments.json).await?;
+    if execution.runtime() != GVISOR {
+        warn_of(execution.runtime());
+    }
+    prepared.conclude(execution, ())
+}
+
+/// Hands the job over, as soon as there is room for it; `None` when somebody has lost patience.
+async fn submit(
+    remote: &Remote,
+    request: Arc<JobRequest>,
+    stream: bool,
+    cancel: &CancellationToken,
+) -> Result<Option<Running>, Failure> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let submitted = tokio::select! {
+            biased;
+            submitted = remote.submit(Arc::clone(&request), stream, cancel) => submitted,
+            () = cancel.cancelled() => return Ok(None),
+        };
+        let pause = match submitted {
+            Ok(running) => return Ok(Some(running)),
+            Err(Error::Busy { retry_after }) if begun.elapsed() < PATIENCE => {
+                retry_after.clamp(PAUSE.0, PAUSE.1)
+            }
+            Err(error) => return Err(Failure::library(&error)),
+        };
+        if !told && begun.elapsed() >= UNTOLD {
+            told = true;
+            let seconds = PATIENCE.as_secs();
+            super::warn(&format!(
+                "the supervisor runs as many jobs as it may: waiting for up to {seconds} s"
+            ));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = cancel.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// Runs the program in this process.
+async fn alone(
+    arguments: &Arguments,
+    request: JobRequest,
     state_dir: &Path,
     config: &Config,
 ) -> Result<u8, Failure> {
-    let job = JobSpec::check(request(&arguments)?, &config.maxima)
-        .map_err(|error| Failure::usage(&error))?;
-    super::require_root("run")?;
-    if arguments.json {
-        // Whom the result is parsed as: missed before the program runs, not after.
-        privilege::require_user(super::USER).map_err(|e| Failure::ours(&e))?;
-    }
-    let sandbox = Sandbox::open(state_dir, &arguments.image, config).map_err(|error| Failure {
-        hint: error.hint().map(str::to_owned),
-        ..Failure::ours(&error)
-    })?;
+    let job = JobSpec::check(request, &config.maxima).map_err(|error| Failure::usage(&error))?;
+    // Before anything is made in the state directory.
+    require_reader(arguments)?;
+    let local = Local::open(state_dir, &arguments.image, config)
+        .map_err(|error| Failure::library(&error))?;
     if let SecurityMode::Permissive(kind) = config.security_mode {
-        super::warn(&format!(
-            "permissive mode: the program runs in a `{}` container and shares the kernel of this host, \
-             which isolates it less than gVisor does",
-            kind.name()
-        ));
+        warn_of(kind.name());
     }
-    for left in &sandbox.swept().left {
+    for left in &local.swept().left {
         super::warn(&super::one_line(left));
     }
-    let out = arguments.out.as_deref().map(Target::open);
-    let out = out.transpose().map_err(|error| Failure::usage(&error))?;
-    let cancel =
-        cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
-    let execution = attend(&sandbox, job, cancel, arguments.json).await?;
-    let saved = out.map_or(Ok(()), |out| execution.save_to(&out));
-    let status = execution.exit_code().unwrap_or(super::FAILED);
-    if arguments.json {
-        let unparsed = execution.unparsed().map_err(|e| Failure::ours(&e))?;
-        // While we are root: both remove what only root can.
-        drop((execution, sandbox));
-        print_record(unparsed)?;
-    } else {
-        explain(&execution);
-    }
-    saved.map(|()| status).map_err(|e| Failure::ours(&e))
+    let prepared = Prepared::new(arguments)?;
+    let running = local.launch(job, &prepared.cancel);
+    let execution = attend(running, &prepared.cancel, arguments.json).await?;
+    prepared.conclude(execution, local)
 }
 
-/// Runs the job; prints its output as it comes, unless a record is to be printed.
-async fn attend(
-    sandbox: &Sandbox,
-    job: JobSpec,
+/// The runtime of strict mode, as an execution names it.
+const GVISOR: &str = "runsc";
+
+fn warn_of(runtime: &str) {
+    super::warn(&format!(
+        "permissive mode: the program runs in a `{}` container and shares the kernel of this host, \
+         which isolates it less than gVisor does",
+        output::visible(runtime)
+    ));
+}
+
+/// Whom the result is parsed as, if we are root: missed before the program runs, not after.
+fn require_reader(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.json {
+        privilege::require_user(super::USER).map_err(|error| Failure::ours(&error))?;
+    }
+    Ok(())
+}
+
+/// What has to be in place before a program runs.
+struct Prepared {
+    out: Option<Target>,
     cancel: CancellationToken,
     json: bool,
+}
+
+impl Prepared {
+    fn new(arguments: &Arguments) -> Result<Self, Failure> {
+        require_reader(arguments)?;
+        let out = arguments.out.as_deref().map(Target::open);
+        let out = out.transpose().map_err(|error| Failure::usage(&error))?;
+        let cancel =
+            cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
+        Ok(Self {
+            out,
+            cancel,
+            json: arguments.json,
+        })
+    }
+
+    /// Saves and says what is left to say. `held` is what only root can give back.
+    fn conclude(self, execution: Execution, held: impl Sized) -> Result<u8, Failure> {
+        let saved = self.out.map_or(Ok(()), |out| execution.save_to(&out));
+        let status = execution.exit_code().unwrap_or(super::FAILED);
+        if self.json {
+            let unparsed = execution
+                .unparsed()
+                .map_err(|error| Failure::ours(&error))?;
+            // While we are root: both remove what only root can.
+            drop((execution, held));
+            print_record(unparsed)?;
+        } else {
+            explain(&execution);
+        }
+        saved
+            .map(|()| status)
+            .map_err(|error| Failure::ours(&error))
+    }
+}
+
+/// Waits for the end; prints the output as it comes, unless a record is to be printed.
+async fn attend(
+    running: Running,
+    cancel: &CancellationToken,
+    json: bool,
 ) -> Result<Execution, Failure> {
-    let running = sandbox.launch(job, &cancel);
     if json {
-        return running.wait().await.map_err(|e| Failure::ours(&e));
+        let ended = running.wait().await;
+        return ended.map_err(|error| Failure::library(&error));
     }
     let (events, completion) = running.into_parts();
     let printer = output::print(events, cancel.clone());
-    let execution = completion.wait().await.map_err(|e| Failure::ours(&e))?;
-    output::finish(printer, &cancel).await;
+    let ended = completion.wait().await;
+    let execution = ended.map_err(|error| Failure::library(&error))?;
+    output::finish(printer, cancel).await;
     Ok(execution)
 }
 

@@ -1,6 +1,6 @@
 //! `tako-vm supervisor`: the privileged service.
 
-use super::Failure;
+use super::{Failure, supervisor_status};
 use crate::client;
 use crate::config::{self, Config};
 use crate::image::Images;
@@ -20,9 +20,16 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     /// Where it listens
-    #[arg(long, value_name = "PATH", env = config::SOCKET_VARIABLE,
+    #[arg(long, global = true, value_name = "PATH", env = config::SOCKET_VARIABLE,
           default_value = config::DEFAULT_SOCKET)]
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    Status(supervisor_status::Arguments),
 }
 
 /// Serves until it is told to end.

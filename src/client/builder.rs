@@ -1,9 +1,10 @@
 //! Setting up a [`Sandbox`].
 
-use super::{Error, Job, Sandbox};
+use super::{Error, Host, Job, Local, Remote, Sandbox};
 use crate::config::{self, Config};
 use crate::job::JobSpec;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings of a [`Sandbox`]. Whatever is not set is as `tako-vm run` has it.
@@ -29,6 +30,7 @@ pub struct SandboxBuilder {
     image: Option<String>,
     state_dir: Option<PathBuf>,
     config: Option<PathBuf>,
+    supervisor: Option<PathBuf>,
     defaults: Job,
 }
 
@@ -36,6 +38,18 @@ impl SandboxBuilder {
     /// The executor image: `NAME` or `NAME@sha256:HEX`. Default `python`.
     pub fn image(mut self, reference: impl Into<String>) -> Self {
         self.image = Some(reference.into());
+        self
+    }
+
+    /// The socket of the supervisor that runs the programs. Default `TAKO_VM_SUPERVISOR_SOCKET`.
+    ///
+    /// One that is named, here or there, must be listened on; neither a state directory nor a
+    /// configuration is read then. Where none is named, `/run/tako-vm/supervisor.sock` is used if a
+    /// supervisor listens there and neither a [state directory](Self::state_dir) nor a
+    /// [configuration](Self::config_file) is named. Otherwise this process runs the programs, and must
+    /// be root.
+    pub fn supervisor(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.supervisor = Some(socket.into());
         self
     }
 
@@ -78,27 +92,37 @@ impl SandboxBuilder {
     }
 
     /// Finds and checks everything that a sandbox takes; nothing is downloaded. What processes that
-    /// were killed have left in the state directory is cleared away.
+    /// were killed have left in the state directory is cleared away. Of a supervisor it only finds out
+    /// that it listens: image and limits are checked by it, with every job.
     ///
     /// This blocks for some milliseconds, or a second when image and runsc have not been hashed since
     /// they were last changed.
     ///
     /// # Errors
+    /// [`Error::Connection`] when nobody listens on the socket that was named. Without a supervisor
     /// [`Error::Config`], [`Error::Job`] for limits that are out of range, [`Error::Privilege`],
     /// [`Error::Image`], [`Error::Runtime`] or [`Error::Sandbox`].
     pub fn build(self) -> Result<Sandbox, Error> {
-        let config =
-            Config::load(self.config.as_deref()).map_err(|error| Error::Config(error.into()))?;
-        // The limits now, and not with the first job. The program stands for any.
-        JobSpec::check(
-            Job::new("pass").or(&self.defaults).into_request(),
-            &config.maxima,
-        )?;
-        let state_dir = self.state_dir.unwrap_or_else(config::state_dir);
         let image = self.image.as_deref().unwrap_or(config::DEFAULT_IMAGE);
+        let named = self.supervisor.or_else(config::named_socket);
+        let state_dir = self.state_dir.or_else(config::named_state_dir);
+        let elsewhere = state_dir.is_some() || self.config.is_some();
+        let host = if let Some(remote) = Remote::find(named, elsewhere, image)? {
+            Host::Supervisor(remote.idle())
+        } else {
+            let config = Config::load(self.config.as_deref())
+                .map_err(|error| Error::Config(error.into()))?;
+            // The limits now, and not with the first job. The program stands for any.
+            JobSpec::check(
+                Job::new("pass").or(&self.defaults).into_request(),
+                &config.maxima,
+            )?;
+            let state_dir = state_dir.unwrap_or_else(|| config::DEFAULT_STATE_DIR.into());
+            Host::Local(Local::open(&state_dir, image, &config)?)
+        };
         Ok(Sandbox {
+            host: Arc::new(host),
             defaults: self.defaults,
-            ..Sandbox::open(&state_dir, image, &config)?
         })
     }
 }

@@ -2,14 +2,16 @@
 
 use super::{Error, Target};
 use crate::job::{
-    self, Captured, ErrorReport, JobSpec, Outcome, Record, ResourceUsage, Skipped, Termination,
-    Timing,
+    self, Captured, ErrorReport, JobRequest, JobSpec, Outcome, Payload, Record, ResourceUsage,
+    Skipped, Termination, Timing,
 };
 use crate::sys::held::Held;
 use serde::de::DeserializeOwned;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// The file that a program writes its result to, below `/output`.
 const RESULT: &str = "result.json";
@@ -40,15 +42,65 @@ const RESULT: &str = "result.json";
 /// ```
 #[derive(Debug)]
 pub struct Execution {
-    job: Arc<JobSpec>,
+    job: Arc<Asked>,
     image: String,
     outcome: Outcome,
     /// Holds the collected files.
-    _spool: Held,
+    _spool: Spool,
+}
+
+/// What was run: checked here, or by the supervisor that ran it.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Checked(JobSpec),
+    Sent(Arc<JobRequest>),
+}
+
+impl Asked {
+    fn payload(&self) -> Payload<'_> {
+        match self {
+            Self::Checked(job) => job.into(),
+            Self::Sent(request) => (&**request).into(),
+        }
+    }
+}
+
+/// The directory of collected files. Dropped, it vanishes with all that is in it.
+#[derive(Debug)]
+pub(super) enum Spool {
+    /// In the state directory.
+    Held(Held),
+    /// In the caller's directory of temporary files.
+    Temporary(TempDir),
+    /// None, since there were no files.
+    Empty,
+}
+
+impl Spool {
+    pub(super) fn temporary() -> Result<Self, Error> {
+        let directory = tempfile::Builder::new()
+            .prefix("tako-vm-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir();
+        directory
+            .map(Self::Temporary)
+            .map_err(|source| Error::MakeDirectory {
+                path: std::env::temp_dir(),
+                source,
+            })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Held(held) => held.path(),
+            Self::Temporary(directory) => directory.path(),
+            Self::Empty => Path::new(""),
+        }
+    }
 }
 
 impl Execution {
-    pub(super) fn new(job: JobSpec, image: String, outcome: Outcome, spool: Held) -> Self {
+    pub(super) fn new(job: Asked, image: String, outcome: Outcome, spool: Spool) -> Self {
         Self {
             job: Arc::new(job),
             image,
@@ -254,7 +306,7 @@ impl Execution {
 /// What a [`Record`] is made of.
 #[derive(Debug)]
 pub struct Unparsed {
-    job: Arc<JobSpec>,
+    job: Arc<Asked>,
     image: String,
     outcome: Outcome,
     result: Option<Vec<u8>>,
@@ -263,7 +315,8 @@ pub struct Unparsed {
 impl Unparsed {
     /// Parses the result, and puts the record together.
     pub fn parse(self) -> Record {
-        Record::new(&self.job, &self.image, self.outcome, self.result.as_deref())
+        let result = self.result.as_deref();
+        Record::new(self.job.payload(), &self.image, self.outcome, result)
     }
 }
 

@@ -1,10 +1,12 @@
 //! What a Rust program calls: [`Sandbox`] and what belongs to it, all of it found at the crate's root.
 //!
-//! Today every sandbox is run by the calling process itself, which must be root. Nothing public here
-//! says so in its types: no runtime, no cgroup, no path of an image.
+//! A program is run by a supervisor where one listens, or else by the calling process itself, which
+//! must be root. Nothing public here says so in its types: no runtime, no cgroup, no path of an image.
 
 mod builder;
 mod execution;
+mod local;
+mod remote;
 mod request;
 mod running;
 mod target;
@@ -14,20 +16,18 @@ pub use execution::{Artifact, Execution, Unparsed};
 pub use request::Job;
 pub use running::{Canceller, Running};
 
+pub(crate) use local::{Local, container, runtime};
+pub(crate) use remote::Remote;
 pub(crate) use target::Target;
 
-use crate::config::{Config, SecurityMode};
-use crate::image::{Image, Images};
-use crate::job::{JobSpec, Maxima, SpecError};
-use crate::runc::{Runc, RuncError};
-use crate::runsc::Runsc;
-use crate::runsc::provision::{self, ProvisionError};
-use crate::sandbox::{Runtime, Sandboxes, Swept};
-use crate::sys::privilege;
+use crate::job::{JobSpec, SpecError};
+use crate::runsc::provision::ProvisionError;
+use crate::supervisor::connection::ConnectionError;
 use std::error;
 use std::io;
-use std::path::{self, Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What failed underneath.
@@ -40,8 +40,11 @@ type Cause = Box<dyn error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nobody but root can run sandboxes, and inside a container not every root.
-    #[error("sandboxes need root with all its capabilities: run this program with `sudo`")]
+    /// Without a supervisor nobody but root can run sandboxes, and inside a container not every root.
+    #[error(
+        "sandboxes need root with all its capabilities: run this program with `sudo`, or start \
+         `tako-vm supervisor` as root and be a member of the group `tako-vm`"
+    )]
     Privilege(#[source] Cause),
     /// The configuration cannot be read, is not root's alone, or has a key that is not allowed.
     #[error(transparent)]
@@ -58,6 +61,16 @@ pub enum Error {
     /// What was asked for is not possible. Each problem names one field, and what to give instead.
     #[error(transparent)]
     Job(#[from] SpecError),
+    /// The supervisor cannot be reached, or was lost: a job that ran then has been ended.
+    #[error(transparent)]
+    Connection(Cause),
+    /// The supervisor runs as many jobs as it may: come back after this time.
+    #[error("the supervisor runs as many jobs as it may: try again in {retry_after:?}")]
+    #[expect(missing_docs, reason = "the message documents the fields")]
+    Busy { retry_after: Duration },
+    /// The supervisor does not do this, or not for this user, or has failed; the message says which.
+    #[error(transparent)]
+    Refused(Cause),
     /// The task that attended the job ended without a word: the tokio runtime was shut down.
     #[error("the job was abandoned")]
     Abandoned(#[source] Cause),
@@ -90,6 +103,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Runtime(cause) => cause.downcast_ref::<ProvisionError>()?.hint(),
+            Self::Connection(cause) => cause.downcast_ref::<ConnectionError>()?.hint(),
             _ => None,
         }
     }
@@ -101,9 +115,12 @@ impl Error {
 /// Where root's configuration asks for permissive mode it is a container instead, which is weaker:
 /// [`Execution::runtime`] says which it was.
 ///
+/// Where a supervisor listens, it runs the programs, and any member of its group may use it;
+/// otherwise this process does, as root ([`SandboxBuilder::supervisor`] says which when).
+///
 /// It can be used for any number of programs, at once and one after the other; clones share it. Its
-/// futures need a tokio runtime with time and I/O enabled. The process becomes the parent of its
-/// orphans (`PR_SET_CHILD_SUBREAPER`), for as long as it lives.
+/// futures need a tokio runtime with time and I/O enabled. Without a supervisor, the process becomes the
+/// parent of its orphans (`PR_SET_CHILD_SUBREAPER`), for as long as it lives.
 ///
 /// # Examples
 ///
@@ -122,39 +139,17 @@ pub struct Sandbox {
     defaults: Job,
 }
 
-/// What all sandboxes share.
+/// Who runs programs.
 #[derive(Debug)]
-struct Host {
-    image: Image,
-    maxima: Maxima,
-    sandboxes: Sandboxes,
+enum Host {
+    Local(Arc<Local>),
+    Supervisor(Remote),
 }
 
 impl Sandbox {
     /// A sandbox with the image `python` and the limits that the configuration says, unless changed.
     pub fn builder() -> SandboxBuilder {
         SandboxBuilder::default()
-    }
-
-    /// Finds and checks everything that a sandbox takes.
-    pub(crate) fn open(state_dir: &Path, image: &str, config: &Config) -> Result<Self, Error> {
-        privilege::require_root().map_err(|error| Error::Privilege(error.into()))?;
-        // The program that calls us may change its directory.
-        let state_dir = path::absolute(state_dir).map_err(|error| Error::Sandbox(error.into()))?;
-        let image = Images::at(&state_dir)
-            .find(image)
-            .map_err(|error| Error::Image(error.into()))?;
-        let sandboxes = Sandboxes::prepare(&state_dir, runtime(&state_dir, config)?)
-            .map_err(|error| Error::Sandbox(error.into()))?;
-        let maxima = config.maxima.clone();
-        Ok(Self {
-            host: Arc::new(Host {
-                image,
-                maxima,
-                sandboxes,
-            }),
-            defaults: Job::default(),
-        })
     }
 
     /// Runs a program to its end.
@@ -181,13 +176,14 @@ impl Sandbox {
     /// # }
     /// ```
     pub async fn run(&self, job: impl Into<Job>) -> Result<Execution, Error> {
-        self.start(job).await?.wait().await
+        self.begin(job.into(), false).await?.wait().await
     }
 
     /// Starts a program, whose output can then be read as it comes.
     ///
     /// # Errors
-    /// [`Error::Job`] when what is asked for is not possible.
+    /// [`Error::Job`] when what is asked for is not possible; of a supervisor also [`Error::Image`],
+    /// [`Error::Busy`], [`Error::Refused`] and [`Error::Connection`].
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -212,45 +208,20 @@ impl Sandbox {
     /// # Ok(())
     /// # }
     /// ```
-    #[expect(
-        clippy::unused_async,
-        reason = "callers shall not have to change when this waits for somebody"
-    )]
     pub async fn start(&self, job: impl Into<Job>) -> Result<Running, Error> {
-        let request = job.into().or(&self.defaults).into_request();
-        let job = JobSpec::check(request, &self.host.maxima)?;
-        Ok(self.launch(job, &CancellationToken::new()))
+        self.begin(job.into(), true).await
     }
 
-    /// What killed processes had left, and what of it is still there.
-    pub(crate) fn swept(&self) -> &Swept {
-        self.host.sandboxes.swept()
+    /// Starts a job; `stream` says whether all of its output is to be read.
+    async fn begin(&self, job: Job, stream: bool) -> Result<Running, Error> {
+        let request = job.or(&self.defaults).into_request();
+        let cancel = CancellationToken::new();
+        match &*self.host {
+            Host::Local(local) => {
+                let job = JobSpec::check(request, &local.maxima)?;
+                Ok(local.launch(job, &cancel))
+            }
+            Host::Supervisor(remote) => remote.submit(Arc::new(request), stream, &cancel).await,
+        }
     }
-
-    /// Starts a checked job, which also `cancel` cancels.
-    pub(crate) fn launch(&self, job: JobSpec, cancel: &CancellationToken) -> Running {
-        running::launch(Arc::clone(&self.host), job, cancel)
-    }
-}
-
-/// The container runtime of permissive mode; `None` in strict mode.
-pub(crate) fn container(config: &Config) -> Option<Result<Runc, RuncError>> {
-    match config.security_mode {
-        SecurityMode::Strict => None,
-        SecurityMode::Permissive(kind) => Some(Runc::find(kind)),
-    }
-}
-
-/// What programs are run with: as the configuration says, and nobody else.
-pub(crate) fn runtime(state_dir: &Path, config: &Config) -> Result<Runtime, Error> {
-    if let Some(runc) = container(config) {
-        let runc = runc.map_err(|error| Error::Runtime(error.into()))?;
-        return Ok(runc.into());
-    }
-    let installed = provision::installed(state_dir).and_then(|runsc| {
-        runsc.require(config.runsc_minimum_release)?;
-        Ok(runsc)
-    });
-    let installed = installed.map_err(|error| Error::Runtime(error.into()))?;
-    Ok(Runsc::new(installed.binary).into())
 }

@@ -1,9 +1,12 @@
 //! A program that runs.
 
-use super::{Error, Execution, Host};
-use crate::job::JobSpec;
+use super::execution::{Asked, Spool};
+use super::{Error, Execution, Local};
+use crate::job::{JobRequest, JobSpec};
 use crate::sandbox::{Event, Order, SandboxError};
+use crate::supervisor::connection::Submitted;
 use futures_core::Stream;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -131,11 +134,33 @@ impl Canceller {
 
 /// Starts a checked job in a task of its own, so that a caller who goes away does not take the
 /// clearing away with it.
-pub(super) fn launch(host: Arc<Host>, job: JobSpec, cancel: &CancellationToken) -> Running {
+pub(super) fn launch(local: Arc<Local>, job: JobSpec, cancel: &CancellationToken) -> Running {
+    spawn(cancel, |events, cancel| attend(local, job, events, cancel))
+}
+
+/// Follows a job that a supervisor runs.
+pub(super) fn follow(
+    submitted: Submitted,
+    request: Arc<JobRequest>,
+    stream: bool,
+    cancel: &CancellationToken,
+) -> Running {
+    spawn(cancel, |events, cancel| {
+        receive(submitted, request, stream.then_some(events), cancel)
+    })
+}
+
+fn spawn<F>(
+    cancel: &CancellationToken,
+    attend: impl FnOnce(mpsc::Sender<Event>, CancellationToken) -> F,
+) -> Running
+where
+    F: Future<Output = Result<Execution, Error>> + Send + 'static,
+{
     let (sender, events) = mpsc::channel(EVENTS);
     // A child, since this one is cancelled also when all is over.
     let cancel = cancel.child_token();
-    let task = tokio::spawn(attend(host, job, sender, cancel.clone()));
+    let task = tokio::spawn(attend(sender, cancel.clone()));
     Running {
         events,
         completion: Completion {
@@ -146,21 +171,40 @@ pub(super) fn launch(host: Arc<Host>, job: JobSpec, cancel: &CancellationToken) 
 }
 
 async fn attend(
-    host: Arc<Host>,
+    local: Arc<Local>,
     job: JobSpec,
     events: mpsc::Sender<Event>,
     cancel: CancellationToken,
 ) -> Result<Execution, Error> {
     let failed = |error: SandboxError| Error::Sandbox(error.into());
-    let spool = host.sandboxes.spool().map_err(failed)?;
+    let spool = local.sandboxes.spool().map_err(failed)?;
     let order = Order {
-        image: &host.image.path,
+        image: &local.image.path,
         job: &job,
         spool: spool.path(),
         events: Some(events),
         cancel,
     };
-    let outcome = host.sandboxes.run(order).await.map_err(failed)?;
-    let image = host.image.manifest.name.to_string();
-    Ok(Execution::new(job, image, outcome, spool))
+    let outcome = local.sandboxes.run(order).await.map_err(failed)?;
+    let image = local.image.manifest.name.to_string();
+    let spool = Spool::Held(spool);
+    Ok(Execution::new(Asked::Checked(job), image, outcome, spool))
+}
+
+async fn receive(
+    submitted: Submitted,
+    request: Arc<JobRequest>,
+    events: Option<mpsc::Sender<Event>>,
+    cancel: CancellationToken,
+) -> Result<Execution, Error> {
+    let ended = submitted.attend(events, &cancel).await?;
+    let image = ended.end().image.clone();
+    // Most jobs leave no file, and take no directory.
+    let spool = if ended.end().artifacts.is_empty() {
+        Spool::Empty
+    } else {
+        Spool::temporary()?
+    };
+    let outcome = ended.collect(spool.path(), &cancel).await?;
+    Ok(Execution::new(Asked::Sent(request), image, outcome, spool))
 }

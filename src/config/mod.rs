@@ -37,9 +37,20 @@ pub const SOCKET_VARIABLE: &str = "TAKO_VM_SUPERVISOR_SOCKET";
 /// The executor image, unless another is named.
 pub const DEFAULT_IMAGE: &str = "python";
 
+/// The state directory that the environment names.
+pub fn named_state_dir() -> Option<PathBuf> {
+    std::env::var_os(STATE_DIR_VARIABLE).map(PathBuf::from)
+}
+
 /// The state directory that the environment names, or else [`DEFAULT_STATE_DIR`].
 pub fn state_dir() -> PathBuf {
-    std::env::var_os(STATE_DIR_VARIABLE).map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from)
+    named_state_dir().unwrap_or_else(|| DEFAULT_STATE_DIR.into())
+}
+
+/// The supervisor's socket that the environment names. An empty variable names none.
+pub fn named_socket() -> Option<PathBuf> {
+    let named = std::env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
+    named.map(PathBuf::from)
 }
 
 /// Why a configuration is not used.

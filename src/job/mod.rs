@@ -9,8 +9,8 @@ mod termination;
 pub use exception::error_type;
 pub use limits::{LimitError, Limits, MIN_MEMORY_BYTES, parse_bytes};
 pub use record::{
-    Artifact, Captured, ErrorReport, Outcome, Record, ResourceUsage, Skipped, Start, Status,
-    Timing, milliseconds,
+    Artifact, Captured, ErrorReport, Outcome, Payload, Record, ResourceUsage, Skipped, Start,
+    Status, Timing, milliseconds,
 };
 pub use spec::{InputFile, JobRequest, JobSpec, Maxima, SpecError};
 pub use termination::{Ending, Evidence, Exception, Killed, Phase, Termination};

@@ -1,7 +1,7 @@
 //! What is kept of a job: its outcome as the sandbox saw it, and the record that users read.
 
 use super::exception::error_type;
-use super::spec::JobSpec;
+use super::spec::{EMPTY_INPUT, InputFile, JobRequest, JobSpec};
 use super::termination::{Exception, Phase, Termination};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
@@ -236,11 +236,46 @@ pub struct Record {
     pub idempotency_key: Option<String>,
 }
 
+/// What a job brought along, as far as its record tells of it: of one that was checked here, or that
+/// somebody else has checked and run.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    code: &'a str,
+    input: &'a str,
+    files: &'a [InputFile],
+}
+
+impl<'a> From<&'a JobSpec> for Payload<'a> {
+    fn from(job: &'a JobSpec) -> Self {
+        Self {
+            code: &job.code,
+            input: &job.input,
+            files: &job.files,
+        }
+    }
+}
+
+impl<'a> From<&'a JobRequest> for Payload<'a> {
+    fn from(job: &'a JobRequest) -> Self {
+        Self {
+            code: &job.code,
+            input: job.input.as_deref().unwrap_or(EMPTY_INPUT),
+            files: &job.files,
+        }
+    }
+}
+
 impl Record {
     /// Puts the record of a run together. `result` is what `/output/result.json` held, unparsed.
     ///
     /// Parses bytes of the program: the caller has given up its privileges before.
-    pub fn new(job: &JobSpec, image: &str, outcome: Outcome, result: Option<&[u8]>) -> Self {
+    pub fn new<'a>(
+        job: impl Into<Payload<'a>>,
+        image: &str,
+        outcome: Outcome,
+        result: Option<&[u8]>,
+    ) -> Self {
+        let job = job.into();
         let (output, result_error) = match result.map(parse_result) {
             None => (None, None),
             Some(Ok(output)) => (Some(output), None),
@@ -272,7 +307,7 @@ impl Record {
             input_artifacts: job.files.iter().map(input_artifact).collect(),
             resource_usage: outcome.usage,
             code_hash: sha256(job.code.as_bytes()),
-            input_hash: sha256(&canonical(&job.input)),
+            input_hash: sha256(&canonical(job.input)),
             parent_execution_id: None,
             relationship: None,
             stdout_bytes: outcome.stdout.total,
@@ -401,7 +436,7 @@ fn canonical(input: &str) -> Vec<u8> {
         .unwrap_or_else(|_| input.as_bytes().to_vec())
 }
 
-fn input_artifact(file: &super::spec::InputFile) -> Artifact {
+fn input_artifact(file: &InputFile) -> Artifact {
     Artifact {
         name: file.name.clone(),
         size_bytes: file.bytes.len() as u64,

@@ -25,6 +25,9 @@ const MAX_ENV_BYTES: usize = 256 << 10;
 const MAX_ENV_NAME: usize = 256;
 const MAX_ENV_VALUE: usize = 32 << 10;
 
+/// The input of a job that has none.
+pub(super) const EMPTY_INPUT: &str = "{}";
+
 /// What a caller asks for, unchecked.
 #[derive(Debug, Clone, Default)]
 pub struct JobRequest {
@@ -173,7 +176,7 @@ impl JobSpec {
     pub fn check(request: JobRequest, maxima: &Maxima) -> Result<Self, SpecError> {
         let mut problems = Problems(Vec::new());
         problems.check_code(&request.code);
-        let input = request.input.unwrap_or_else(|| "{}".to_owned());
+        let input = request.input.unwrap_or_else(|| EMPTY_INPUT.to_owned());
         problems.check_input(&input);
         problems.check_files(&request.files);
         problems.check_environment(&request.environment);

@@ -17,6 +17,7 @@
 //! checked itself. A job never outlives its connection, and its time limits hold without any client.
 //! There is no queue: a job that finds no free slot is turned away with a hint when to come back.
 
+pub mod connection;
 mod exchange;
 mod figures;
 mod journal;

@@ -17,7 +17,7 @@ mod results;
 mod streams;
 
 use host::{assert_gone, names_in, state_dir};
-use tako_vm::{Execution, Job, Sandbox};
+use tako_vm::{Execution, Job, Sandbox, SandboxBuilder};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Held by all tests that run something, for as long as they keep what it left; alone by those that
@@ -32,8 +32,17 @@ async fn alone() -> RwLockWriteGuard<'static, ()> {
     STATE.write().await
 }
 
+fn builder() -> SandboxBuilder {
+    Sandbox::builder()
+}
+
 fn sandbox() -> Sandbox {
-    Sandbox::builder().build().unwrap()
+    builder().build().unwrap()
+}
+
+/// Whether something is so when all is over: here at once.
+fn settles(so: impl Fn() -> bool) -> bool {
+    so()
 }
 
 /// Runs a job, and checks that nothing is left of its sandbox.

@@ -119,7 +119,8 @@ fn only_root_can_run_sandboxes() {
         let error = refused(Sandbox::builder().state_dir(state_dir()));
         assert!(matches!(error, Error::Privilege(_)), "{error:?}");
         let expected = "sandboxes need root with all its capabilities: run this program with \
-                        `sudo`: this needs root";
+                        `sudo`, or start `tako-vm supervisor` as root and be a member of the group \
+                        `tako-vm`: this needs root";
         assert_eq!(chain(&error), expected);
         return;
     }

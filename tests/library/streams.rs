@@ -1,7 +1,7 @@
 //! Programs that are watched while they run, and ended before their time.
 
-use crate::host::{assert_gone, processes_that_mention, state_dir};
-use crate::{alone, beside_others, sandbox, sandboxes, state};
+use crate::host::{processes_that_mention, state_dir};
+use crate::{alone, assert_gone, beside_others, sandbox, sandboxes, settles, state};
 use futures_core::Stream;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -191,7 +191,7 @@ fn a_runtime_that_is_shut_down_leaves_nothing() {
     let ids = sandboxes();
     assert_eq!(ids.len(), 1, "{ids:?}");
     drop(shut_down);
-    assert_eq!(state(), before);
+    assert!(settles(|| state() == before), "{:?}", state());
     let error = runtime().block_on(running.wait()).unwrap_err();
     assert!(matches!(error, tako_vm::Error::Abandoned(_)), "{error:?}");
     let path = state_dir().join("sandboxes").join(&ids[0]);

@@ -1,24 +1,18 @@
-//! `tako-vm run` as its users see it.
+//! `tako-vm run` as its users see it, whoever runs the program for it.
 
-use crate::host::{IMAGE, assert_gone, names_in, processes_that_mention, state_dir};
+use crate::host::{IMAGE, names_in, processes_that_mention, state_dir};
+use crate::invocation::{Guard, alone, assert_gone, command, settles};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
-use tako_vm::sys::process;
 use tempfile::TempDir;
 
-/// Held by the one test that uses the state directory, so that it can tell what a command left there.
-static STATE: Mutex<()> = Mutex::new(());
-
-struct Exclusive {
-    _guard: MutexGuard<'static, ()>,
+pub(crate) struct Exclusive {
+    _guard: Guard,
     before: Vec<String>,
 }
 
@@ -35,34 +29,20 @@ fn state() -> Vec<String> {
     names
 }
 
-fn exclusive() -> Exclusive {
+pub(crate) fn exclusive() -> Exclusive {
     Exclusive {
-        _guard: STATE.lock().unwrap_or_else(PoisonError::into_inner),
+        _guard: alone(),
         before: state(),
     }
 }
 
 impl Exclusive {
-    fn assert_nothing_is_left(&self) {
-        assert_eq!(state(), self.before);
+    pub(crate) fn assert_nothing_is_left(&self) {
+        assert!(settles(|| state() == self.before), "{:?}", state());
         let sandboxes = state_dir().join("sandboxes").display().to_string();
-        let processes = processes_that_mention(&sandboxes);
-        assert!(processes.is_empty(), "{processes:?}");
+        let processes = || processes_that_mention(&sandboxes);
+        assert!(settles(|| processes().is_empty()), "{:?}", processes());
     }
-}
-
-fn tako_vm(binary: &Path, arguments: &[&str]) -> Command {
-    let mut command = process::program(binary);
-    command
-        .arg("run")
-        .args(arguments)
-        .arg("--state-dir")
-        .arg(state_dir());
-    command
-}
-
-fn command(arguments: &[&str]) -> Command {
-    tako_vm(Path::new(env!("CARGO_BIN_EXE_tako-vm")), arguments)
 }
 
 fn run(arguments: &[&str]) -> Output {
@@ -78,7 +58,7 @@ fn record(arguments: &[&str]) -> Value {
     record
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).unwrap()
 }
 
@@ -93,78 +73,12 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 /// Files of a test.
-fn files(contents: &[(&str, &[u8])]) -> TempDir {
+pub(crate) fn files(contents: &[(&str, &[u8])]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     for (name, bytes) in contents {
         fs::write(directory.path().join(name), bytes).unwrap();
     }
     directory
-}
-
-/// Root's configuration, and nothing that a caller of `tako-vm run` can say.
-#[test]
-#[ignore = "needs root and runsc"]
-fn a_container_is_chosen_by_the_configuration_alone_and_said_so() {
-    let state = exclusive();
-    let directory = files(&[("config.yaml", b"")]);
-    let config = directory.path().join("config.yaml");
-    let run = |keys: &str| {
-        fs::write(&config, keys).unwrap();
-        command(&[
-            "--json",
-            "-c",
-            "print(1)",
-            "--config",
-            config.to_str().unwrap(),
-        ])
-        .envs([
-            ("TAKO_VM_SECURITY_MODE", "permissive"),
-            ("TAKO_VM_CONTAINER_RUNTIME", "runc"),
-        ])
-        .output()
-        .unwrap()
-    };
-    for (keys, runtime) in [
-        ("", "runsc"),
-        (
-            "security_mode: permissive\ncontainer_runtime: runc\n",
-            "runc",
-        ),
-        (
-            "security_mode: permissive\ncontainer_runtime: crun\n",
-            "crun",
-        ),
-    ] {
-        let output = run(keys);
-        let record: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(record["runtime"], runtime, "{record}");
-        assert_eq!(record["status"], "succeeded", "{record}");
-        assert_gone(record["execution_id"].as_str().unwrap());
-        let warning = match runtime {
-            "runsc" => String::new(),
-            _ => format!(
-                "warning: permissive mode: the program runs in a `{runtime}` container and shares the \
-                 kernel of this host, which isolates it less than gVisor does\n"
-            ),
-        };
-        assert_eq!(text(&output.stderr), warning);
-    }
-    for keys in ["container_runtime: runc", "security_mode: permissive"] {
-        let output = run(keys);
-        assert_eq!(output.status.code(), Some(125));
-        assert!(output.stdout.is_empty());
-        assert_eq!(text(&output.stderr).lines().count(), 1);
-    }
-    for flag in [
-        "--runtime",
-        "--security-mode",
-        "--container-runtime",
-        "--permissive",
-    ] {
-        let output = command(&[flag, "runc", "-c", "print(1)"]).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{flag}");
-    }
-    state.assert_nothing_is_left();
 }
 
 #[test]
@@ -258,7 +172,7 @@ fn an_interrupted_command_cleans_up_and_says_130() {
 }
 
 /// Checks for one line that says what is wrong, and at most one hint.
-fn assert_refused(output: &Output, status: i32, says: &str) {
+pub(crate) fn assert_refused(output: &Output, status: i32, says: &str) {
     assert_eq!(output.status.code(), Some(status), "{output:?}");
     assert_eq!(output.stdout, b"", "{output:?}");
     let stderr = text(&output.stderr);
@@ -328,26 +242,6 @@ fn an_image_that_is_not_there_is_our_own_failure() {
     assert_refused(&output, 125, "no-such-image");
     let output = run(&["--image", "../python", "-c", "print(1)"]);
     assert_refused(&output, 125, "../python");
-    state.assert_nothing_is_left();
-}
-
-#[test]
-#[ignore = "needs root and runsc"]
-fn without_root_nothing_is_run() {
-    let state = exclusive();
-    // Where nobody may reach it; by `cp`, since a fork of ours could hold it open for writing.
-    let directory = tempfile::tempdir().unwrap();
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let binary = directory.path().join("tako-vm");
-    let mut copy = process::program("cp");
-    process::run(copy.arg(env!("CARGO_BIN_EXE_tako-vm")).arg(&binary)).unwrap();
-    let output = tako_vm(&binary, &["-c", "print(1)"])
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    assert_refused(&output, 125, "root");
-    assert!(text(&output.stderr).contains("sudo"), "{output:?}");
     state.assert_nothing_is_left();
 }
 
@@ -522,6 +416,8 @@ fn a_record_tells_every_kind_of_failure() {
 fn collected_files_are_written_into_the_directory_that_was_named() {
     let state = exclusive();
     let base = tempfile::tempdir().unwrap();
+    // Whoever runs the command may not be who runs the test.
+    fs::set_permissions(base.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let out = base.path().join("new").join("out");
     let code = "
 import os, tempfile
@@ -538,19 +434,6 @@ raise SystemExit(5)
     assert_eq!(names.len(), 2);
     let temporary = names.iter().find(|name| name.starts_with("tmp")).unwrap();
     assert_eq!(fs::read(out.join(temporary)).unwrap(), b"\0\xff");
-    state.assert_nothing_is_left();
-}
-
-#[test]
-#[ignore = "needs root and runsc"]
-fn a_state_directory_may_be_named_from_where_one_is() {
-    let state = exclusive();
-    let directory = state_dir();
-    let mut command = process::program(env!("CARGO_BIN_EXE_tako-vm"));
-    command.args(["run", "-c", "print(1)", "--state-dir"]);
-    command.arg(directory.file_name().unwrap());
-    command.current_dir(directory.parent().unwrap());
-    assert_eq!(process::run(&mut command).unwrap().stdout, "1\n");
     state.assert_nothing_is_left();
 }
 
@@ -682,48 +565,5 @@ fn a_terminal_is_shown_what_a_pipe_is_given() {
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(text(&shown), "\\u{1b}[2Jgrün\\u{7}\r\n");
-    state.assert_nothing_is_left();
-}
-
-/// The result is parsed between giving up root and writing the record: a command that cannot write
-/// its record has parsed, and must have nothing left to lose. That root is given up *before* the
-/// parsing no look from outside can tell.
-#[test]
-#[ignore = "needs root and runsc"]
-fn whoever_has_parsed_a_result_has_no_privileges() {
-    let state = exclusive();
-    // More than a pipe holds, so that the command waits for us with its record half written.
-    let code = "import sys
-print('x' * 60000); print('y' * 60000, file=sys.stderr)
-open('/output/result.json', 'w').write('[1]')";
-    let mut child = command(&["--json", "-c", code])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut first = [0; 1];
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut first).unwrap();
-    let tasks = format!("/proc/{}/task", child.id());
-    for task in names_in(Path::new(&tasks)) {
-        let status = fs::read_to_string(format!("{tasks}/{task}/status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split_whitespace()
-                .skip(1)
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        assert!(!field("Uid:").split(' ').any(|id| id == "0"), "{status}");
-        assert!(!field("Gid:").split(' ').any(|id| id == "0"), "{status}");
-        assert_eq!(field("Groups:"), "");
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-            assert_eq!(field(set), "0000000000000000", "{set}");
-        }
-    }
-    let mut rest = Vec::new();
-    stdout.read_to_end(&mut rest).unwrap();
-    let record: Value = serde_json::from_slice(&[&first, rest.as_slice()].concat()).unwrap();
-    assert_eq!(record["output"], json!([1]));
-    assert!(child.wait().unwrap().success());
     state.assert_nothing_is_left();
 }

@@ -11,6 +11,8 @@ mod command;
 mod contract;
 mod gvisor;
 mod host;
+mod invocation;
 mod output;
+mod privileges;
 mod seccomp;
 mod termination;

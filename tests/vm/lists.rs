@@ -21,7 +21,7 @@ pub(crate) const LISTS: [List; 2] = [
             "seccomp::system_calls_that_the_profile_does_not_name_are_refused",
             "command::the_exit_status_is_the_programs_own_or_says_who_ended_it",
             "command::a_record_tells_every_kind_of_failure",
-            "command::whoever_has_parsed_a_result_has_no_privileges",
+            "privileges::whoever_has_parsed_a_result_has_no_privileges",
         ],
     },
     List {
