@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+pub mod bench;
 mod doctor;
 mod image;
 mod output;
@@ -45,6 +46,7 @@ enum Subcommands {
     Run(run::Arguments),
     Setup(setup::Arguments),
     Doctor(doctor::Arguments),
+    Bench(bench::Arguments),
     Image(image::Arguments),
 }
 
@@ -143,6 +145,9 @@ async fn dispatch(command: Command) -> Result<u8, Failure> {
             doctor::run(&arguments, &state_dir, file.as_deref(), &config).await
         }
         Subcommands::Run(arguments) => run::run(arguments, &state_dir, &checked(config)?).await,
+        Subcommands::Bench(arguments) => {
+            bench::run(&arguments, &state_dir, file.as_deref(), &checked(config)?).await
+        }
         Subcommands::Setup(arguments) => {
             let config = checked(config)?;
             require_root("setup")?;

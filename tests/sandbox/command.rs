@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// Held by the one test that uses the state directory, so that it can tell what a command left there.
 static STATE: Mutex<()> = Mutex::new(());
 
-struct Exclusive {
+pub(crate) struct Exclusive {
     _guard: MutexGuard<'static, ()>,
     before: Vec<String>,
 }
@@ -35,7 +35,8 @@ fn state() -> Vec<String> {
     names
 }
 
-fn exclusive() -> Exclusive {
+/// Until it is dropped, nobody else in this program uses the state directory.
+pub(crate) fn exclusive() -> Exclusive {
     Exclusive {
         _guard: STATE.lock().unwrap_or_else(PoisonError::into_inner),
         before: state(),
@@ -43,7 +44,7 @@ fn exclusive() -> Exclusive {
 }
 
 impl Exclusive {
-    fn assert_nothing_is_left(&self) {
+    pub(crate) fn assert_nothing_is_left(&self) {
         assert_eq!(state(), self.before);
         let sandboxes = state_dir().join("sandboxes").display().to_string();
         let processes = processes_that_mention(&sandboxes);
@@ -87,7 +88,7 @@ fn text(bytes: &[u8]) -> &str {
     clippy::disallowed_methods,
     reason = "the child is ours and not waited for: its number is not given anew"
 )]
-fn signal(child: &Child, signal: Signal) {
+pub(crate) fn signal(child: &Child, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::kill(pid, signal).unwrap();
 }
