@@ -167,7 +167,7 @@ fn patience(saturated: &Saturated) -> Option<Bar> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ways::Run;
+    use super::super::subject::Run;
     use super::*;
     use std::time::{Duration, Instant};
 

@@ -1,7 +1,9 @@
 //! The same program by every way that there is to run it, one after the other.
 
 use super::latencies::{ByStart, Latencies, Milliseconds, table};
-use super::ways::{self, Contest, Failures, Run, Way};
+use super::subject::Run;
+use super::tools;
+use super::ways::{Contest, Failures, Way};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -63,7 +65,7 @@ pub(super) async fn measure(
                 Ok(None) => return comparison,
                 Err(error) => failures.take(&error),
             }
-            ways::bury_orphans();
+            tools::bury_orphans();
         }
     }
     comparison

@@ -9,6 +9,8 @@ mod fingerprint;
 mod latencies;
 mod paced;
 mod saturated;
+mod subject;
+mod tools;
 mod ways;
 
 pub use fingerprint::Fingerprint;
@@ -16,7 +18,7 @@ pub use latencies::{Figures, HEADS, Latencies};
 
 use super::{Failure, INTERRUPTED, run};
 use crate::client::{self, Sandbox};
-use crate::config::Config;
+use crate::config::{self, Config};
 use bars::Bar;
 use comparison::Comparison;
 use paced::{Pace, Paced};
@@ -29,8 +31,10 @@ use std::io::{self, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use subject::Subject;
 use tokio_util::sync::CancellationToken;
-use ways::{Contest, Failures, LeftOut, Place, Subject, WayError};
+use tools::Place;
+use ways::{Contest, Failures, LeftOut, WayError};
 
 /// Measure how long programs take on this host
 ///
@@ -63,7 +67,7 @@ pub(super) struct Arguments {
     #[arg(long, value_enum, default_value_t = Mode::All)]
     mode: Mode,
     /// The executor image
-    #[arg(long, value_name = "NAME", default_value = ways::IMAGE)]
+    #[arg(long, value_name = "NAME", default_value = config::DEFAULT_IMAGE)]
     image: String,
     /// The program; every way of running it must succeed
     #[arg(short, long, value_name = "CODE", default_value = PROGRAM)]

@@ -5,7 +5,8 @@
 //! are slowest (coordinated omission). So both are kept: from the call, and from the time it was due.
 
 use super::latencies::{ByStart, table};
-use super::ways::{Failures, Run, Subject};
+use super::subject::{Run, Subject};
+use super::ways::Failures;
 use serde::Serialize;
 use std::fmt;
 use std::num::NonZero;

@@ -4,7 +4,8 @@
 //! twice the same.
 
 use super::latencies::{ByStart, table};
-use super::ways::{self, Contest, Failures, Way};
+use super::tools;
+use super::ways::{Contest, Failures, Way};
 use crate::sys::host;
 use serde::Serialize;
 use std::fmt::{self, Write};
@@ -14,7 +15,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// A loop's turn, as long as there are several loops.
-const SLICE: Duration = Duration::from_secs(5);
+const SLICE: Duration = Duration::from_secs(10);
+
+/// At the beginning of every turn, and not counted: sandboxes that waited are used up, and those that
+/// replace them are not made on another's time.
+const LEAD_IN: Duration = Duration::from_secs(1);
 
 /// After a failure: a way that fails at once must not fill the report with it.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -116,7 +121,7 @@ pub(super) async fn measure(
             }
             // What is cancelled is still being cleared away.
             if !cancel.is_cancelled() {
-                ways::bury_orphans();
+                tools::bury_orphans();
             }
         }
     }
@@ -130,41 +135,57 @@ async fn run(
     slice: Duration,
     cancel: &CancellationToken,
 ) -> Failures {
-    let before = host::busy().unwrap_or_default();
-    let begun = Instant::now();
+    let from = Instant::now() + LEAD_IN;
     let mut clients = JoinSet::new();
     for _ in 0..one.clients {
-        let (contest, way, cancel) = (contest.clone(), one.way, cancel.clone());
-        clients.spawn(client(contest, way, begun + slice, cancel));
+        let client = Client {
+            contest: contest.clone(),
+            way: one.way,
+            from,
+            until: from + slice,
+        };
+        clients.spawn(client.run(cancel.clone()));
     }
+    let lead_in = tokio::time::sleep_until(from.into());
+    if cancel.run_until_cancelled(lead_in).await.is_none() {
+        drop(clients.join_all().await);
+        return Failures::default();
+    }
+    let before = host::busy().unwrap_or_default();
     let (mut times, mut failures) = (ByStart::default(), Failures::default());
     for (part, failed) in clients.join_all().await {
         times.add(&part);
         failures.add(&failed);
     }
     let busy = host::busy().unwrap_or_default().saturating_sub(before);
-    one.take(&times, begun.elapsed(), busy);
+    one.take(&times, from.elapsed(), busy);
     failures
 }
 
-async fn client(
+/// One that runs a job after the other, from before it counts until a turn is over.
+struct Client {
     contest: Contest,
     way: Way,
+    from: Instant,
     until: Instant,
-    cancel: CancellationToken,
-) -> (ByStart, Failures) {
-    let (mut times, mut failures) = (ByStart::default(), Failures::default());
-    while Instant::now() < until {
-        match contest.run(way, &cancel).await {
-            Ok(Some(run)) => times.record(run.start(), run.ended - run.called),
-            Ok(None) => break,
-            Err(error) => {
-                failures.take(&error);
-                tokio::time::sleep(PAUSE).await;
+}
+
+impl Client {
+    async fn run(self, cancel: CancellationToken) -> (ByStart, Failures) {
+        let (mut times, mut failures) = (ByStart::default(), Failures::default());
+        while Instant::now() < self.until {
+            match self.contest.run(self.way, &cancel).await {
+                Ok(Some(run)) if run.called < self.from => {}
+                Ok(Some(run)) => times.record(run.start(), run.ended - run.called),
+                Ok(None) => break,
+                Err(error) => {
+                    failures.take(&error);
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+        (times, failures)
     }
-    (times, failures)
 }
 
 impl Saturated {
@@ -221,9 +242,9 @@ mod tests {
     fn several_loops_take_turns_and_one_does_not() {
         let seconds = Duration::from_secs;
         assert_eq!(slices(seconds(60), 1), (1, seconds(60)));
-        assert_eq!(slices(seconds(60), 3), (12, seconds(5)));
+        assert_eq!(slices(seconds(60), 3), (6, seconds(10)));
         assert_eq!(slices(seconds(4), 2), (2, seconds(2)));
-        assert_eq!(slices(seconds(11), 2).0, 3);
+        assert_eq!(slices(seconds(21), 2).0, 3);
     }
 
     #[test]
