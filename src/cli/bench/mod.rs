@@ -242,16 +242,21 @@ impl Bench<'_> {
         // What cannot run at all is told at once, and not as a failure of every job.
         subject.run(&self.cancel).await.map_err(|e| unable(&e))?;
         let contest = self.contest(subject.clone(), place).await?;
-        if self.arguments.mode != Mode::Saturated {
+        let Arguments { mode, compare, .. } = *self.arguments;
+        if mode != Mode::Saturated && self.goes_on() {
             self.measure_paced(&subject).await?;
-            if self.arguments.compare {
-                self.compare(&contest).await?;
-            }
         }
-        if self.arguments.mode != Mode::Paced {
+        if mode != Mode::Saturated && compare && self.goes_on() {
+            self.compare(&contest).await?;
+        }
+        if mode != Mode::Paced && self.goes_on() {
             self.saturate(&contest).await?;
         }
         Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.cancel.is_cancelled()
     }
 
     async fn contest(&mut self, subject: Subject, place: &Place<'_>) -> Result<Contest, Failure> {

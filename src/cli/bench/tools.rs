@@ -113,50 +113,50 @@ impl Tool {
 
     /// Removes what a run that was stopped has left.
     fn discard(&self, id: &str) {
-        let mut command = match self {
-            Self::Runsc { binary, root, .. } => {
-                // It would take its dead for living, and wait for them.
-                kill_members(id);
-                let mut command = process::program(binary);
-                command.arg("--root").arg(root);
-                command.args(["delete", "--force", id]);
-                command
+        match self {
+            // Not by its own `delete`: that takes the dead, whom we inherit, for living, and waits for
+            // them for minutes.
+            Self::Runsc { .. } => remove_cgroups(id),
+            // There may be nothing to remove, and then it fails.
+            Self::Container { runc, bundle, .. } => {
+                drop(process::run(&mut runc.delete(bundle, id)));
             }
-            Self::Container { runc, bundle, .. } => runc.delete(bundle, id),
-            Self::Command { .. } | Self::Bwrap { .. } | Self::Native { .. } => return,
-        };
-        // There may be nothing to remove, and then it fails.
-        drop(process::run(&mut command));
+            Self::Command { .. } | Self::Bwrap { .. } | Self::Native { .. } => {}
+        }
     }
 }
 
-/// Kills what is in the cgroups that plain runsc has made, and buries it.
-fn kill_members(id: &str) {
+/// Kills and buries what is in the cgroups that plain runsc has made, and removes them.
+fn remove_cgroups(id: &str) {
     let mounted = cgroup::mounted().unwrap_or_default();
-    let lists = mounted
-        .iter()
-        .map(|one| one.path.join(id).join("cgroup.procs"));
-    let lists: String = lists.flat_map(fs::read_to_string).collect();
-    let members: BTreeSet<i32> = lists.lines().filter_map(|pid| pid.parse().ok()).collect();
-    for &member in &members {
-        // What is dead already needs no killing.
-        drop(PidFd::open(member).and_then(|handle| handle.kill()));
-    }
+    let leaves: Vec<_> = mounted.iter().map(|one| one.path.join(id)).collect();
+    let mut members = BTreeSet::new();
     for _ in 0..MOMENTS {
+        let lists = leaves
+            .iter()
+            .flat_map(|leaf| fs::read_to_string(leaf.join("cgroup.procs")));
+        let lists: String = lists.collect();
+        for member in lists.lines().filter_map(|pid| pid.parse().ok()) {
+            // What has died meanwhile needs no killing.
+            drop(PidFd::open(member).and_then(|handle| handle.kill()));
+            members.insert(member);
+        }
         for &member in &members {
             process::reap(member);
         }
-        let ours = process::children().unwrap_or_default();
-        if ours.is_disjoint(&members) {
+        for leaf in &leaves {
+            drop(fs::remove_dir(leaf));
+        }
+        if !leaves.iter().any(|leaf| leaf.exists()) {
             return;
         }
         thread::sleep(MOMENT);
     }
 }
 
-/// How often, and how long apart, it is looked whether what was killed is dead: a second in all.
+/// How often, and how long apart, it is tried: two seconds in all.
 const MOMENTS: u32 = 100;
-const MOMENT: Duration = Duration::from_millis(10);
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// Buries what other runtimes leave to whoever started them. Only while no run is under way, whose
 /// own end would be taken away.
