@@ -42,9 +42,10 @@ use ways::{Contest, Failures, LeftOut, WayError};
 /// `saturated`, clients that start the next job when one ends. What was measured is told by how the
 /// sandboxes came to be: cold, restored or warm.
 ///
-/// `--compare` adds the same program by `tako-vm run`, plain runsc, runc, crun, bubblewrap and the host's
-/// python3, as far as they are installed: all ways in turn, one run at a time at the same rate, for as
-/// many rounds as there are jobs, 60 at most; and the saturated load against plain runsc.
+/// `--compare` adds the same program by `tako-vm run`, plain runsc, runc, crun, bubblewrap and the
+/// python3 of this host, as far as they are installed: all ways in turn, one run at a time at the
+/// same rate, for as many rounds as there are jobs, 60 at most; and the saturated load against
+/// plain runsc.
 ///
 /// Exit status: 0 measured; 1 some jobs failed; 130 interrupted, after what was measured until then was
 /// told; 125 Tako VM itself failed; 2 wrong usage.
