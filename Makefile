@@ -12,9 +12,10 @@ TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
-# What only the tests need: the runtimes of permissive mode; file capabilities for an image that must
-# not give any; a virtual machine and its disk; to apply the patches of mutants, to compile libFuzzer.
-TEST_PACKAGES := runc crun libcap2-bin qemu-system-x86 e2fsprogs patch g++
+# What only the tests need: the runtimes of permissive mode, and one more to compare with; file
+# capabilities for an image that must not give any; a virtual machine and its disk; to apply the patches
+# of mutants, to compile libFuzzer.
+TEST_PACKAGES := runc crun bubblewrap libcap2-bin qemu-system-x86 e2fsprogs patch g++
 # Seconds of fuzzing for each target.
 FUZZ_SECONDS ?= 20
 FUZZ_TARGETS := frame image result spec wire
@@ -27,7 +28,7 @@ export TAKO_VM_STATE_DIR = $(STATE)
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
 	@echo "make test    the same, and every check: format, lints, docs, unit, integration and root tests"
-	@echo "make bench   latency against plain runsc and native Python, and 1,000 kills"
+	@echo "make bench   latency and throughput against other ways to run Python, and 1,000 kills"
 	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make mutants every control taken out once, and the test that must fail then"
@@ -40,8 +41,9 @@ demo: setup
 test: root lint doc setup-data test-deps
 	cargo test --locked --workspace -- --include-ignored
 
-bench: setup-data
-	cargo bench --locked --bench latency
+bench: setup-data test-deps
+	$(TAKO_VM) bench --compare --jobs 300 --duration 60
+	cargo bench --locked --bench kill
 	cargo bench --locked --bench pure
 
 # About an hour; the table is in the state directory as well, after each module.

@@ -11,10 +11,20 @@ async fn main() {
     let image = Images::at(&state)
         .find(&std::env::var("IMAGE").unwrap_or("python".into()))
         .unwrap();
-    let runsc = Runsc::new(std::env::var_os("RUNSC").map(Into::into).unwrap_or(provision::installed(&state).unwrap().binary));
+    let runsc = Runsc::new(
+        std::env::var_os("RUNSC")
+            .map(Into::into)
+            .unwrap_or(provision::installed(&state).unwrap().binary),
+    );
     let t0 = Instant::now();
     let steps = std::env::var("STEPS").is_ok();
-    let sandboxes = Sandboxes::prepare(&state, runsc).unwrap().observed(move |_, step| if steps { println!("   {:?} {:?}", t0.elapsed(), step) });
+    let sandboxes = Sandboxes::prepare(&state, runsc)
+        .unwrap()
+        .observed(move |_, step| {
+            if steps {
+                println!("   {:?} {:?}", t0.elapsed(), step)
+            }
+        });
     let code = std::env::args().nth(1).unwrap_or("print(1+1)".into());
     let job = JobSpec::check(
         JobRequest {
@@ -55,10 +65,24 @@ async fn main() {
             if frozen {
                 ready.freeze().unwrap();
             }
-            tokio::time::sleep(Duration::from_millis(std::env::var("WAIT").map(|w| w.parse().unwrap()).unwrap_or(300))).await;
+            tokio::time::sleep(Duration::from_millis(
+                std::env::var("WAIT")
+                    .map(|w| w.parse().unwrap())
+                    .unwrap_or(300),
+            ))
+            .await;
             if let Ok(cpus) = std::env::var("WIDEN") {
-                let procs = std::fs::read_to_string(format!("/sys/fs/cgroup/cpu/tako-vm/{}/tasks", ready.id())).unwrap();
-                for pid in procs.lines() { std::process::Command::new("taskset").args(["-pc", &cpus, pid]).output().unwrap(); }
+                let procs = std::fs::read_to_string(format!(
+                    "/sys/fs/cgroup/cpu/tako-vm/{}/tasks",
+                    ready.id()
+                ))
+                .unwrap();
+                for pid in procs.lines() {
+                    std::process::Command::new("taskset")
+                        .args(["-pc", &cpus, pid])
+                        .output()
+                        .unwrap();
+                }
             }
             let spool = sandboxes.spool().unwrap();
             let t = Instant::now();
@@ -66,8 +90,18 @@ async fn main() {
             if frozen {
                 ready.thaw().unwrap();
             }
-            let usage = format!("/sys/fs/cgroup/cpuacct/tako-vm/{}/cpuacct.usage", ready.id());
-            let cpu = |path: &str| std::fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap() as f64 / 1e6;
+            let usage = format!(
+                "/sys/fs/cgroup/cpuacct/tako-vm/{}/cpuacct.usage",
+                ready.id()
+            );
+            let cpu = |path: &str| {
+                std::fs::read_to_string(path)
+                    .unwrap()
+                    .trim()
+                    .parse::<u64>()
+                    .unwrap() as f64
+                    / 1e6
+            };
             let before = cpu(&usage);
             let mem = ready.memory_used().unwrap() >> 20;
             let order = Order {
@@ -80,8 +114,15 @@ async fn main() {
             let done = sandboxes.run_in(ready, &order, Start::Warm).await.unwrap();
             let ran = t.elapsed();
             let end = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-            if !restored { println!("WINDOW {}.{:09} {}.{:09}", window.tv_sec, window.tv_nsec, end.tv_sec, end.tv_nsec); }
-            let used = std::fs::read_to_string(&usage).map(|t| t.trim().parse::<u64>().unwrap() as f64 / 1e6 - before).unwrap_or(0.0);
+            if !restored {
+                println!(
+                    "WINDOW {}.{:09} {}.{:09}",
+                    window.tv_sec, window.tv_nsec, end.tv_sec, end.tv_nsec
+                );
+            }
+            let used = std::fs::read_to_string(&usage)
+                .map(|t| t.trim().parse::<u64>().unwrap() as f64 / 1e6 - before)
+                .unwrap_or(0.0);
             let o = done.outcome;
             let kill = done.clearing.await.unwrap().unwrap();
             println!(

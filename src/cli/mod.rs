@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+pub mod bench;
 mod doctor;
 mod image;
 mod output;
@@ -48,6 +49,7 @@ enum Subcommands {
     Run(run::Arguments),
     Setup(setup::Arguments),
     Doctor(doctor::Arguments),
+    Bench(bench::Arguments),
     Image(image::Arguments),
     Supervisor(supervisor::Arguments),
 }
@@ -166,6 +168,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Subcommands::Doctor(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, Config::load(file));
             full_runtime()?.block_on(doctor::run(&arguments, &state_dir, file, &config))
+        }
+        Subcommands::Bench(arguments) => {
+            full_runtime()?.block_on(bench::run(&arguments, &absolute(state_dir)?, file))
         }
         Subcommands::Setup(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, config()?);

@@ -324,6 +324,12 @@ impl Images {
         self.state_dir.join("trees")
     }
 
+    /// The files of an image as a directory, where building it here has kept one.
+    pub fn kept_tree(&self, manifest: &Manifest) -> Option<PathBuf> {
+        let tree = self.trees().join(manifest.recipe_digest.to_string());
+        tree.is_dir().then_some(tree)
+    }
+
     /// Removes what killed processes left unfinished.
     ///
     /// # Errors

@@ -266,8 +266,8 @@ mod tests {
             for package in &recipe.packages {
                 assert!(package.chars().all(plain), "{package}");
             }
-            let named = Recipe::named(&recipe.name).unwrap().unwrap();
-            assert_eq!(named.digest, recipe.digest);
+            let again = Recipe::named(&recipe.name).unwrap().unwrap();
+            assert_eq!(again.digest, recipe.digest);
         }
         assert!(Recipe::named(&"perl".parse().unwrap()).unwrap().is_none());
     }

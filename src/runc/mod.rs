@@ -115,6 +115,15 @@ impl Runc {
         mount::give_root(&mut command, root, cgroups);
         command
     }
+
+    /// `delete --force`: end a container that [`Runc::run`] has started from this bundle, whatever it
+    /// does.
+    pub fn delete(&self, bundle: &Path, id: &str) -> Command {
+        let mut command = process::program(&self.binary);
+        command.arg("--root").arg(bundle.join(self.kind.name()));
+        command.args(["delete", "--force", id]);
+        command
+    }
 }
 
 /// Refuses a host on which a crash inside starts or calls a program outside (`|`; `@` since Linux 6.16).
@@ -167,6 +176,15 @@ mod tests {
             "--cgroup-manager=disabled",
         ];
         assert_eq!(arguments(Kind::Crun), [&expected[..], &run].concat());
+    }
+
+    #[test]
+    fn a_container_is_ended_where_it_was_started() {
+        let bundle = Path::new("/state/bundle");
+        let command = Runc::new(Kind::Runc, "/usr/sbin/runc").delete(bundle, "one");
+        let arguments: Vec<_> = command.get_args().collect();
+        let expected = ["--root", "/state/bundle/runc", "delete", "--force", "one"];
+        assert_eq!(arguments, expected);
     }
 
     #[test]

@@ -171,6 +171,17 @@ pub fn mounted() -> Result<Vec<Mounted>> {
     hierarchies()?.into_iter().map(describe).collect()
 }
 
+/// The versions of these hierarchies, in words.
+pub fn versions(mounted: &[Mounted]) -> &'static str {
+    let has = |version| mounted.iter().any(|one| one.version == version);
+    match (has(Version::V1), has(Version::V2)) {
+        (false, false) => "no hierarchy is mounted",
+        (false, true) => "version 2",
+        (true, false) => "version 1",
+        (true, true) => "versions 1 and 2 (hybrid)",
+    }
+}
+
 /// What [`Hierarchies::prepare`] would miss in these.
 pub fn missing(mounted: &[Mounted]) -> Vec<&'static str> {
     let with = |name: &str| {

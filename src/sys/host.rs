@@ -4,6 +4,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// The version of the kernel, as far as its features follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,6 +87,82 @@ fn parse_swaps(text: &str) -> Vec<(String, u64)> {
     text.lines().skip(1).filter_map(place).collect()
 }
 
+/// What the processor calls itself; the architecture where it does not.
+///
+/// # Errors
+/// Those of reading `/proc/cpuinfo`.
+pub fn cpu_model() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    Ok(field(&text, "model name")
+        .unwrap_or(std::env::consts::ARCH)
+        .to_owned())
+}
+
+/// Bytes of memory that this host has (`MemTotal`).
+///
+/// # Errors
+/// Those of reading `/proc/meminfo`.
+pub fn memory_bytes() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kibibytes = field(&text, "MemTotal").and_then(|value| {
+        let number = value.split_whitespace().next()?;
+        number.parse::<u64>().ok()
+    });
+    kibibytes
+        .map(|kibibytes| kibibytes << 10)
+        .ok_or_else(|| io::Error::other("it has no `MemTotal`"))
+}
+
+/// What stands behind the first `name:` of a file in `/proc`.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.split_once(':')?.1.trim())
+}
+
+/// The load averages of the last 1, 5 and 15 minutes.
+///
+/// # Errors
+/// Those of reading `/proc/loadavg`.
+pub fn load() -> io::Result<Vec<f64>> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    let averages = text.split_whitespace().take(3);
+    Ok(averages.filter_map(|word| word.parse().ok()).collect())
+}
+
+/// The time that all processors of this host have worked since it was started: for programs, for the
+/// kernel and for interrupts, in steps of 10 ms (`proc_stat(5)`).
+///
+/// # Errors
+/// Those of reading `/proc/stat`.
+pub fn busy() -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    parse_busy(&text).ok_or_else(|| io::Error::other("`/proc/stat` does not begin with `cpu`"))
+}
+
+fn parse_busy(text: &str) -> Option<Duration> {
+    let mut fields = text.lines().next()?.split_whitespace();
+    if fields.next() != Some("cpu") {
+        return None;
+    }
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    // All but those who only wait, and the guests, who are counted as programs already.
+    let [
+        user,
+        nice,
+        system,
+        _idle,
+        _iowait,
+        interrupts,
+        soft_interrupts,
+        ..,
+    ] = ticks.as_slice()
+    else {
+        return None;
+    };
+    let busy = user + nice + system + interrupts + soft_interrupts;
+    Some(Duration::from_millis(busy * 10)) // USER_HZ is 100 on every Linux
+}
+
 /// Whether somebody keeps the system's clock right (`adjtimex(2)`, `STA_UNSYNC`).
 ///
 /// # Errors
@@ -149,6 +226,23 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_processors_at_work_leaves_out_waiting() {
+        let text = "cpu  100 20 30 99999 88888 4 5 6 100 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(parse_busy(text), Some(Duration::from_millis(1590)));
+        assert_eq!(parse_busy("cpu0 1 2 3 4 5 6 7"), None);
+        assert_eq!(parse_busy("cpu 1 2"), None);
+        assert_eq!(parse_busy(""), None);
+    }
+
+    #[test]
+    fn a_field_is_what_stands_behind_its_colon() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU: fast\nMemTotal:  24 kB\n";
+        assert_eq!(field(text, "model name"), Some("Some CPU: fast"));
+        assert_eq!(field(text, "MemTotal"), Some("24 kB"));
+        assert_eq!(field(text, "flags"), None);
+    }
+
+    #[test]
     fn this_host_answers() {
         let release = setting("/proc/sys/kernel/osrelease").unwrap().unwrap();
         assert!(kernel_version(&release).is_some(), "{release}");
@@ -156,5 +250,9 @@ mod tests {
         assert!(setting("/proc/sys/kernel/core_pattern").unwrap().is_some());
         assert!(!space(Path::new("/proc/self")).unwrap().read_only);
         clock_is_synchronised().unwrap();
+        assert!(!cpu_model().unwrap().is_empty());
+        assert!(memory_bytes().unwrap() > 16 << 20);
+        assert_eq!(load().unwrap().len(), 3);
+        assert!(busy().unwrap() > Duration::ZERO);
     }
 }

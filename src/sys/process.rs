@@ -16,11 +16,12 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio_util::sync::CancellationToken;
 
 /// Where programs are looked up, whatever the caller's own `PATH` says.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -112,18 +113,63 @@ pub fn run(command: &mut Command) -> Result<Printed, ProcessError> {
             program: name.clone(),
             source,
         })?;
+    printed(name, &output)
+}
+
+fn printed(program: String, output: &Output) -> Result<Printed, ProcessError> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.success() {
         Ok(Printed { stdout, stderr })
     } else {
         Err(ProcessError::Failed {
-            program: name,
+            program,
             status: output.status,
             stdout,
             stderr,
         })
     }
+}
+
+/// How long a program may take to end once it was interrupted.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs a program as [`run`] does, without blocking the thread and in a process group of its own. A
+/// cancel interrupts it (SIGINT), and kills it when that has not ended it; then nothing is kept.
+///
+/// # Errors
+/// Those of [`run`].
+pub async fn run_until_cancelled(
+    mut command: Command,
+    cancel: &CancellationToken,
+) -> Result<Option<Printed>, ProcessError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |source| ProcessError::Start {
+        program: name.clone(),
+        source,
+    };
+    close_descriptors_at_exec(&mut command);
+    command
+        .process_group(0) // a terminal's Ctrl-C is for us to handle
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = tokio::process::Command::from(command)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    // Not waited for yet, so that the number is still its own.
+    let handle = child.id().map(|pid| PidFd::open(pid.cast_signed()));
+    let handle = handle.transpose().map_err(failed)?;
+    let mut ended = Box::pin(child.wait_with_output());
+    if let Some(output) = cancel.run_until_cancelled(&mut ended).await {
+        return printed(name.clone(), &output.map_err(failed)?).map(Some);
+    }
+    if let Some(handle) = handle {
+        handle.interrupt().map_err(failed)?;
+    }
+    // Whoever is late dies with the child that is dropped here.
+    drop(tokio::time::timeout(PATIENCE, ended).await);
+    Ok(None)
 }
 
 /// Runs a program as [`run`] does, but kills it when it takes longer than `limit`.
@@ -300,6 +346,14 @@ impl PidFd {
         self.signal(libc::SIGKILL)
     }
 
+    /// Interrupts the process as Ctrl-C does (SIGINT); one that is dead already is no error.
+    ///
+    /// # Errors
+    /// `EPERM` when the process is not ours to signal.
+    pub fn interrupt(&self) -> io::Result<()> {
+        self.signal(libc::SIGINT)
+    }
+
     /// Stops the process (SIGSTOP); one that is dead already is no error.
     ///
     /// # Errors
@@ -416,6 +470,34 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(3));
         let printed = run_within(program("echo").arg("fine"), Duration::from_secs(9)).unwrap();
         assert_eq!(printed.stdout, "fine\n");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_program_is_interrupted_and_killed_when_that_does_not_end_it() {
+        let run = async |script: &str, cancel: &CancellationToken| {
+            let mut command = program("sh");
+            command.args(["-c", script]);
+            run_until_cancelled(command, cancel).await
+        };
+        let never = CancellationToken::new();
+        let printed = run("echo fine", &never).await.unwrap().unwrap();
+        assert_eq!(printed.stdout, "fine\n");
+        let error = run("echo why >&2; exit 3", &never).await.unwrap_err();
+        assert!(error.to_string().ends_with("why"), "{error}");
+        for (script, patient) in [
+            ("exec sleep 100", false),
+            ("trap '' INT; while :; do sleep 1; done", true),
+        ] {
+            let cancel = CancellationToken::new();
+            let begun = std::time::Instant::now();
+            let clock = cancel.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                clock.cancel();
+            });
+            assert!(run(script, &cancel).await.unwrap().is_none());
+            assert_eq!(begun.elapsed() > PATIENCE, patient, "{script}");
+        }
     }
 
     #[test]

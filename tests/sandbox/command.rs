@@ -29,6 +29,7 @@ fn state() -> Vec<String> {
     names
 }
 
+/// Until it is dropped, nobody else in this program uses the state directory.
 pub(crate) fn exclusive() -> Exclusive {
     Exclusive {
         _guard: alone(),
@@ -67,7 +68,7 @@ pub(crate) fn text(bytes: &[u8]) -> &str {
     clippy::disallowed_methods,
     reason = "the child is ours and not waited for: its number is not given anew"
 )]
-fn signal(child: &Child, signal: Signal) {
+pub(crate) fn signal(child: &Child, signal: Signal) {
     let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::kill(pid, signal).unwrap();
 }

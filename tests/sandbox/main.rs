@@ -7,6 +7,7 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+mod bench;
 mod command;
 mod contract;
 mod gvisor;

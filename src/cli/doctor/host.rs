@@ -130,13 +130,7 @@ fn cgroups(mounted: Result<&[Mounted], &cgroup::CgroupError>) -> Check {
 }
 
 fn judge_cgroups(mounted: &[Mounted]) -> Check {
-    let count = |version| mounted.iter().filter(|one| one.version == version).count();
-    let found = match (count(Version::V1), count(Version::V2)) {
-        (0, 0) => "no hierarchy is mounted".to_owned(),
-        (0, _) => "version 2".to_owned(),
-        (_, 0) => "version 1".to_owned(),
-        (_, _) => "versions 1 and 2 (hybrid)".to_owned(),
-    };
+    let found = cgroup::versions(mounted);
     let details = mounted.iter().map(describe_hierarchy).collect();
     let missing = cgroup::missing(mounted);
     if missing.is_empty() {

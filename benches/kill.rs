@@ -1,14 +1,19 @@
-//! Kills: from the decision that a sandbox must die until nothing of it is left.
+//! Kills: from the decision that a sandbox must die until nothing of it is left: `make bench`, or
+//! `cargo bench --bench kill -- --help`.
 //!
 //! The program is alive and does what it likes until that moment: the running job is let go of, and
 //! then it is killed from outside, without a word to the guest. (A cancel or a time limit would ask
 //! init first, which kills the program from inside and leaves next to nothing to the host.) What is
 //! measured is a little more than the promise, which ends with the empty `cgroup.procs`: the removal
 //! of the cgroup and of the sandbox's directory come on top.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people at a terminal"
+)]
 
-use crate::figures::{HEADS, Samples};
-use crate::{Subject, host};
 use anyhow::{Context, bail, ensure};
+use clap::Parser;
 use serde::Serialize;
 use std::fmt;
 use std::fs;
@@ -16,13 +21,71 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tako_vm::cli::bench::{Fingerprint, HEADS, Latencies};
+use tako_vm::config;
+use tako_vm::image::Images;
 use tako_vm::job::{JobRequest, JobSpec, Maxima};
-use tako_vm::runsc::Runsc;
+use tako_vm::runsc::{Runsc, provision};
 use tako_vm::sandbox::{Event, Order, Sandboxes};
 use tako_vm::sys::cgroup;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// Measure how long sandboxes take to die
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Sandboxes to kill
+    #[arg(long, default_value_t = 1000)]
+    kills: usize,
+    /// Also write everything that was measured as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where images, runsc and sandboxes lie
+    #[arg(long, value_name = "DIR", env = config::STATE_DIR_VARIABLE, default_value = config::DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    /// What `cargo bench` says to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What is killed.
+struct Subject {
+    runsc: PathBuf,
+    /// The EROFS file of the executor image.
+    image: PathBuf,
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tokio::select! {
+        measured = report(&arguments) => measured,
+        // Sandboxes die with the jobs that are let go of here.
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+    }
+}
+
+async fn report(arguments: &Arguments) -> anyhow::Result<()> {
+    let state_dir = arguments
+        .state_dir
+        .canonicalize()
+        .with_context(|| format!("no state directory `{}`", arguments.state_dir.display()))?;
+    let subject = Subject {
+        runsc: provision::installed(&state_dir)?.binary,
+        image: Images::at(&state_dir).find(config::DEFAULT_IMAGE)?.path,
+    };
+    let host = Fingerprint::read(&state_dir, config::DEFAULT_IMAGE)?;
+    println!("{host}");
+    let kill = measure(&subject, arguments.kills).await?;
+    println!("\n{kill}");
+    if let Some(file) = &arguments.json {
+        let report = serde_json::json!({ "host": host, "kill": kill });
+        fs::write(file, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("cannot write `{}`", file.display()))?;
+    }
+    Ok(())
+}
 
 /// What a program prints once it does what it is there for.
 const UP: &str = "up\n";
@@ -77,7 +140,7 @@ impl Kind {
 }
 
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Kill {
+struct Kill {
     idle: Killed,
     spinners: Killed,
     ignoring: Killed,
@@ -86,13 +149,13 @@ pub(crate) struct Kill {
 /// Sandboxes of one kind.
 #[derive(Debug, Default, Serialize)]
 struct Killed {
-    took_ms: Samples,
+    took_ms: Latencies,
     /// On the host, the sandbox's own included, just before.
-    processes: Samples,
+    processes: Vec<usize>,
 }
 
 /// Kills `count` sandboxes, two at a time.
-pub(crate) async fn measure(subject: &Subject, count: usize) -> anyhow::Result<Kill> {
+async fn measure(subject: &Subject, count: usize) -> anyhow::Result<Kill> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut lanes = Vec::new();
     for _ in 0..LANES {
@@ -104,7 +167,7 @@ pub(crate) async fn measure(subject: &Subject, count: usize) -> anyhow::Result<K
         let kill = lane.await??;
         for kind in KINDS {
             let (sum, part) = (all.of_mut(kind), kill.of(kind));
-            sum.took_ms.extend(&part.took_ms);
+            sum.took_ms.add(&part.took_ms);
             sum.processes.extend(&part.processes);
         }
     }
@@ -127,7 +190,7 @@ impl Lane {
             state_dir,
             sandboxes,
             image: subject.image.clone(),
-            mounts: host::cgroup_mounts()?,
+            mounts: cgroup::mounted()?.into_iter().map(|one| one.path).collect(),
         })
     }
 
@@ -173,7 +236,7 @@ impl Lane {
         killed.processes.push(processes(&leaves));
         let begun = Instant::now();
         drop(running);
-        killed.took_ms.push_time(begun.elapsed());
+        killed.took_ms.record(begun.elapsed());
         // A cgroup that could be removed was empty.
         let left = leaves.iter().find(|leaf| leaf.exists());
         ensure!(left.is_none(), "it is left: {left:?}");
@@ -213,13 +276,20 @@ async fn until_up(output: &mut mpsc::Receiver<Event>) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a hundred processes")]
-fn processes(leaves: &[PathBuf]) -> f64 {
+fn processes(leaves: &[PathBuf]) -> usize {
     let count = |leaf: &Path| {
         let procs = fs::read_to_string(leaf.join("cgroup.procs"));
         procs.map_or(0, |text| text.lines().count())
     };
-    leaves.iter().map(|leaf| count(leaf)).max().unwrap_or(0) as f64
+    leaves.iter().map(|leaf| count(leaf)).max().unwrap_or(0)
+}
+
+impl Killed {
+    fn median_processes(&self) -> usize {
+        let mut sorted = self.processes.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+    }
 }
 
 impl Kill {
@@ -243,16 +313,16 @@ impl Kill {
 impl fmt::Display for Kill {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "{:<20} {HEADS}  (ms)  processes", "kill")?;
-        let mut all = Samples::default();
+        let mut all = Latencies::new();
         for kind in KINDS {
             let killed = self.of(kind);
-            all.extend(&killed.took_ms);
+            all.add(&killed.took_ms);
             writeln!(
                 formatter,
-                "{:<20} {}       {:>8.0}",
+                "{:<20} {}       {:>8}",
                 kind.name(),
                 killed.took_ms.figures(),
-                killed.processes.median()
+                killed.median_processes()
             )?;
         }
         let figures = all.figures();
