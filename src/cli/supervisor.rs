@@ -4,8 +4,10 @@ use super::{Failure, supervisor_status};
 use crate::client;
 use crate::config::{self, Config};
 use crate::image::Images;
+use crate::job::Limits;
+use crate::runsc::provision;
 use crate::sandbox::Sandboxes;
-use crate::supervisor::pool::Pool;
+use crate::supervisor::pool::{self, Pool};
 use crate::supervisor::{self, Caps, Host, Settings, Stop};
 use crate::sys::account;
 use crate::sys::endpoint::{self, Access};
@@ -70,7 +72,6 @@ fn settings(socket: &Path, config: &Config) -> Result<Settings, Failure> {
         endpoint::own_directory(directory, access).map_err(|error| Failure::ours(&error))?;
     }
     let limits = &config.supervisor;
-    let number = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Ok(Settings {
         socket,
         access,
@@ -85,6 +86,10 @@ fn settings(socket: &Path, config: &Config) -> Result<Settings, Failure> {
     })
 }
 
+fn number(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
 fn open(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
     let runtime = client::runtime(state_dir, config).map_err(|error| Failure {
         hint: error.hint().map(str::to_owned),
@@ -92,9 +97,29 @@ fn open(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
     })?;
     let sandboxes =
         Sandboxes::prepare(state_dir, runtime).map_err(|error| Failure::ours(&error))?;
+    let pool = pool::Settings {
+        state_dir: state_dir.to_owned(),
+        runtime: provision::installed(state_dir)
+            .map(|installed| installed.identity)
+            .unwrap_or_default(),
+        memory_bytes: config.pool.memory_bytes,
+        minimum: number(config.pool.minimum),
+        maximum: number(config.pool.maximum),
+        frozen_after: config.pool.frozen_after,
+        max_age: config.pool.max_age,
+        profiles: (config.pool.profiles.iter())
+            .map(|profile| {
+                let limits = Limits {
+                    memory_bytes: profile.memory_bytes,
+                    ..config.maxima.defaults.clone()
+                };
+                (profile.image.clone(), limits)
+            })
+            .collect(),
+    };
     Ok(Host {
         state_dir: state_dir.to_owned(),
-        pool: Pool::new(sandboxes.clone()),
+        pool: Pool::new(sandboxes.clone(), Images::at(state_dir), pool),
         sandboxes,
         images: Images::at(state_dir),
         maxima: config.maxima.clone(),

@@ -9,7 +9,7 @@ pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
 const PAGE_BYTES: u64 = 4096;
 
 /// The ceilings one job runs under, already checked against the operator's maxima.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Bytes of memory, the sandbox itself included; the kernel kills above it.
     pub memory_bytes: u64,
@@ -61,6 +61,21 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What of them is fixed once a sandbox is started, and the defaults for all that is told with a
+    /// job. Sandboxes that were started with the same can take one another's jobs.
+    #[must_use]
+    pub fn at_start(&self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes,
+            processes: self.processes,
+            open_files: self.open_files,
+            file_bytes: self.file_bytes,
+            tmp_bytes: self.tmp_bytes,
+            artifacts_total_bytes: self.artifacts_total_bytes,
+            ..Self::default()
+        }
+    }
+
     /// Processes on the host that the program's own bound can lead to.
     ///
     /// Every guest process costs the sentry up to three host threads, and an idle sandbox some 25:

@@ -35,7 +35,7 @@ pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
 use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Limits, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
-use crate::sys::cgroup::{CgroupError, Hierarchies, Leaf, Urgency};
+use crate::sys::cgroup::{CgroupError, Hierarchies, Urgency};
 use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
@@ -47,13 +47,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use step::Observer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// How long after a cancel the last output may take to be taken.
-const FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Our own failures. How a job ends is never one of them.
 #[derive(Debug, thiserror::Error)]
@@ -179,6 +179,22 @@ impl Sandboxes {
         &self.swept
     }
 
+    /// All that a sandbox of this image with these limits is started with, as text, but for what is new
+    /// with each: its name, and the paths below the state directory. A checkpoint fits where this is
+    /// the same.
+    ///
+    /// # Errors
+    /// [`SandboxError::Bundle`].
+    pub fn shape(&self, image: &Path, limits: &Limits) -> Result<String, SandboxError> {
+        let spec = specification(self, image, limits, "/", 0).map_err(SandboxError::Bundle)?;
+        let mut text = format!("{:?}\n", self.runtime);
+        // oci-spec keeps sets of capabilities in no order: a map of JSON values is sorted.
+        let value = serde_json::to_value(&spec)
+            .map_err(|source| SandboxError::Bundle(BundleError::Encode { source }))?;
+        write_sorted(&value, &mut text);
+        Ok(text)
+    }
+
     /// Tells `observe` of each step of each sandbox, with its id, where it is made: the sandbox waits
     /// until it returns.
     #[must_use]
@@ -201,7 +217,7 @@ impl Sandboxes {
     /// # Errors
     /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
     pub async fn run(&self, order: Order<'_>) -> Result<Outcome, SandboxError> {
-        let span = self.span(Start::Cold);
+        let span = self.span(Start::Cold, None);
         let mut sandbox = self.start(order.image, &order.job.limits, Urgency::Job)?;
         // The sandbox exists: no `?` from here until it is gone.
         let attended = attend::attend(&mut sandbox, &order).await;
@@ -219,13 +235,14 @@ impl Sandboxes {
         process::blocking(|| Sandbox::start(self, image, limits, urgency))
     }
 
-    fn span(&self, start: Start) -> Span {
+    fn span(&self, start: Start, asked: Option<Instant>) -> Span {
+        let ago = asked.map_or(Duration::ZERO, |asked| asked.elapsed());
         Span {
             id: String::new(),
             runtime: self.runtime.name(),
             start,
-            begun: Instant::now(),
-            started_at: Timestamp::now(),
+            begun: asked.unwrap_or_else(Instant::now),
+            started_at: Timestamp::now() - ago,
         }
     }
 }
@@ -340,7 +357,7 @@ fn specification(
     shared: &Sandboxes,
     image: &Path,
     limits: &Limits,
-    leaf: &Leaf,
+    cgroups_path: &str,
     first_id: u32,
 ) -> Result<oci_spec::runtime::Spec, BundleError> {
     let isolation = match &shared.runtime {
@@ -355,8 +372,39 @@ fn specification(
     bundle::spec(&bundle::Profile {
         isolation,
         init: tako_guest::INIT_PATH,
-        cgroups_path: leaf.cgroups_path(),
+        cgroups_path: cgroups_path.to_owned(),
         limits: limits.clone(),
         seccomp: shared.seccomp.clone(),
     })
+}
+
+/// Writes a value with the elements of every list in the order of their own text.
+fn write_sorted(value: &serde_json::Value, text: &mut String) {
+    match value {
+        serde_json::Value::Array(elements) => {
+            let mut parts: Vec<String> = elements
+                .iter()
+                .map(|element| {
+                    let mut part = String::new();
+                    write_sorted(element, &mut part);
+                    part
+                })
+                .collect();
+            parts.sort();
+            text.push('[');
+            text.push_str(&parts.join(","));
+            text.push(']');
+        }
+        serde_json::Value::Object(fields) => {
+            text.push('{');
+            for (name, field) in fields {
+                text.push_str(name);
+                text.push(':');
+                write_sorted(field, text);
+                text.push(',');
+            }
+            text.push('}');
+        }
+        other => text.push_str(&other.to_string()),
+    }
 }

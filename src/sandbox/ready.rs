@@ -3,7 +3,8 @@
 //! It is made cold, or restored from the checkpoint of another one that had never had a job. Either
 //! way it serves one job and is destroyed, as every sandbox: [`Sandboxes::run_in`] takes it by value.
 
-use super::start::Sandbox;
+use super::attend::Attended;
+use super::start::{Counters, Sandbox};
 use super::{Order, Runtime, SandboxError, Sandboxes, attend, clear, conclude};
 use crate::job::{JobSpec, Limits, Outcome, Start};
 use crate::sys::cgroup::{CgroupError, Urgency};
@@ -25,6 +26,7 @@ pub struct Ready {
     sandbox: Sandbox,
     since: Instant,
     restored: bool,
+    asked: Option<Instant>,
 }
 
 /// Why there is no checkpoint.
@@ -108,22 +110,32 @@ impl Sandboxes {
         start: Start,
     ) -> Result<Finished, SandboxError> {
         let mut sandbox = ready.sandbox;
-        let span = self.span(start).of(&sandbox);
+        let span = self.span(start, ready.asked).of(&sandbox);
         let attended = attend::attend_ready(&mut sandbox, order, span.begun).await;
         let untouched = !attended.touched;
-        // All that is still to come is the death of those who have nothing left to do.
-        let early = attended
-            .complete
-            .then(|| sandbox.read_counters())
-            .and_then(Result::ok);
-        let (counters, clearing) = if let Some(counters) = early {
-            let clearing = tokio::spawn(async move { Ok(clear(sandbox).await?.kill_time) });
-            (counters, clearing)
-        } else {
-            let counters = clear(sandbox).await?;
-            let kill_time = counters.kill_time;
-            (counters, tokio::spawn(async move { Ok(kill_time) }))
-        };
+        let (counters, clearing) = clear_or_begin_to(sandbox, &attended).await?;
+        Ok(Finished {
+            outcome: conclude(span, attended, &counters, order).await,
+            untouched,
+            clearing,
+        })
+    }
+
+    /// Runs a job in a sandbox that is started for it, and otherwise like [`Sandboxes::run_in`].
+    ///
+    /// # Errors
+    /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
+    pub async fn run_cold(
+        &self,
+        order: &Order<'_>,
+        asked: Instant,
+    ) -> Result<Finished, SandboxError> {
+        let span = self.span(Start::Cold, Some(asked));
+        let mut sandbox = self.start(order.image, &order.job.limits, Urgency::Job)?;
+        let attended = attend::attend(&mut sandbox, order).await;
+        let span = span.of(&sandbox);
+        let untouched = !attended.touched;
+        let (counters, clearing) = clear_or_begin_to(sandbox, &attended).await?;
         Ok(Finished {
             outcome: conclude(span, attended, &counters, order).await,
             untouched,
@@ -147,6 +159,23 @@ impl Sandboxes {
     }
 }
 
+/// Clears a sandbox away; where the guest has told the whole story, that is only begun, since all that
+/// is still to come is the death of those who have nothing left to do.
+async fn clear_or_begin_to(
+    sandbox: Sandbox,
+    attended: &Attended,
+) -> Result<(Counters, JoinHandle<Result<Duration, SandboxError>>), SandboxError> {
+    if attended.complete
+        && let Ok(counters) = sandbox.read_counters()
+    {
+        let clearing = tokio::spawn(async move { Ok(clear(sandbox).await?.kill_time) });
+        return Ok((counters, clearing));
+    }
+    let counters = clear(sandbox).await?;
+    let kill_time = counters.kill_time;
+    Ok((counters, tokio::spawn(async move { Ok(kill_time) })))
+}
+
 impl fmt::Debug for Ready {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Ready").field(&self.id()).finish()
@@ -165,11 +194,21 @@ impl Ready {
                 sandbox,
                 since: Instant::now(),
                 restored,
+                asked: None,
             }),
             Err(why) => {
                 clear(sandbox).await?;
                 Err(SandboxError::NotReady { why })
             }
+        }
+    }
+
+    /// For a job that was asked for at this time: before this was made, perhaps.
+    #[must_use]
+    pub fn for_a_job_of(self, asked: Instant) -> Self {
+        Self {
+            asked: Some(asked),
+            ..self
         }
     }
 

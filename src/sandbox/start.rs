@@ -115,7 +115,7 @@ impl Sandbox {
         let record = Record::with_leaf(held, &shared.hierarchies, leaf_limits)?;
         reached(Step::CgroupMade);
         let first_id = confinement::random_ids();
-        let spec = specification(shared, image, limits, &record.leaf, first_id)
+        let spec = specification(shared, image, limits, &record.leaf.cgroups_path(), first_id)
             .map_err(SandboxError::Bundle)?;
         bundle::write(record.path(), &spec).map_err(SandboxError::Bundle)?;
         reached(Step::BundleWritten);

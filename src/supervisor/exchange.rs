@@ -333,18 +333,17 @@ impl Task {
         let result = self.shared.pool.run(&image, order).await;
         drop(self.ended);
         let (left, clearing) = match result {
-            Ok(Done { outcome, clearing }) => {
-                self.shared.figures.killed(outcome.kill_time);
-                (Ok((outcome, spool)), clearing)
-            }
+            Ok(Done { outcome, clearing }) => (Ok((outcome, spool)), Some(clearing)),
             Err(error) => (Err(failed(&error)), None),
         };
         // Without a client nobody wants to know, and the files go.
         drop(self.report.send(left));
-        if let Some(clearing) = clearing
-            && let Err(error) = clearing.await
-        {
-            journal::error(&one_line(&error));
+        if let Some(clearing) = clearing {
+            match clearing.await {
+                Ok(Ok(took)) => self.shared.figures.killed(took),
+                Ok(Err(error)) => journal::error(&one_line(&error)),
+                Err(error) => journal::error(&one_line(&error)),
+            }
         }
         self.shared.figures.job_ended(begun.elapsed());
         drop(self.slot);

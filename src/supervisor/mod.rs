@@ -246,9 +246,8 @@ impl Shared {
             self.jobs.taken()
         ));
         self.told(notify::stopping(&self.status()));
-        self.pool.drain();
         let all_ended = async {
-            self.jobs.emptied().await;
+            tokio::join!(self.jobs.emptied(), self.pool.drain());
             if timeout(LAST_WORDS, self.exchanges.emptied()).await.is_err() {
                 journal::warn("some clients have not taken what their jobs left");
             }
@@ -264,7 +263,8 @@ impl Shared {
         if running > 0 {
             journal::warn(&format!("{running} jobs are cancelled"));
         }
-        if timeout(LAST_KILLS, self.jobs.emptied()).await.is_err() {
+        let all_killed = async { tokio::join!(self.jobs.emptied(), self.pool.drain()) };
+        if timeout(LAST_KILLS, all_killed).await.is_err() {
             journal::error("some sandboxes are not cleared away: the next start does it");
         }
         // Whoever does not listen has not lost more than its job.
@@ -287,8 +287,9 @@ impl Shared {
             alive: running + waiting.sum::<u64>(),
             swept: self.sandboxes.swept().removed.len() as u64,
             kill: self.figures.kills(),
+            pool_budget_bytes: self.pool.budget_bytes(),
+            pool_bytes: self.pool.bytes(),
             pools,
-            ..Stats::default()
         }
     }
 

@@ -98,6 +98,28 @@ pub fn cpu_model() -> io::Result<String> {
         .to_owned())
 }
 
+/// What the first processor is and can do, as Linux says it: model and flags of `/proc/cpuinfo`.
+///
+/// # Errors
+/// Those of reading `/proc/cpuinfo`.
+pub fn cpu_features() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let told = |line: &&str| {
+        let name = line.split(':').next().unwrap_or_default().trim();
+        [
+            "vendor_id",
+            "cpu family",
+            "model",
+            "model name",
+            "stepping",
+            "flags",
+        ]
+        .contains(&name)
+    };
+    let first = text.split("\n\n").next().unwrap_or_default();
+    Ok(first.lines().filter(told).collect::<Vec<_>>().join("\n"))
+}
+
 /// Bytes of memory that this host has (`MemTotal`).
 ///
 /// # Errors

@@ -1,0 +1,460 @@
+//! The ready sandboxes of each profile, and how many there should be.
+
+use super::super::wire::PoolStats;
+use super::Settings;
+use crate::image::Image;
+use crate::job::Limits;
+use crate::sandbox::Ready;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a ready sandbox is taken to use until some have been looked at.
+const USUAL_BYTES: u64 = 32 << 20;
+
+/// How many wait thawed, at the front: thawing takes some milliseconds, and an idle sentry some CPU
+/// time.
+pub(super) const THAWED: usize = 2;
+
+/// How long a profile is kept ready after its last job, unless it is configured.
+const REMEMBERED: Duration = Duration::from_mins(10);
+
+/// Profiles at most: each keeps some sandboxes ready. Beyond them, jobs start cold or restored.
+const MAX_PROFILES: usize = 32;
+
+/// How fast the rate of arrivals forgets, in seconds: the time constant of its decay.
+const MEMORY_S: f64 = 30.0;
+
+/// Restores, and cold starts, that are measured before one way is preferred.
+const TRIALS: usize = 3;
+
+/// Failures in a row after which a checkpoint is not used any more.
+const MAX_FAILURES: u32 = 3;
+
+/// What sandboxes have in common that can take one another's jobs.
+#[derive(Debug, Clone)]
+pub(super) struct Profile {
+    /// Name of the image.
+    pub(super) name: String,
+    /// Digest of the image.
+    pub(super) digest: String,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// Limits that are fixed at the start.
+    pub(super) limits: Limits,
+}
+
+impl Profile {
+    pub(super) fn new(image: &Image, limits: &Limits) -> Self {
+        Self {
+            name: image.manifest.name.to_string(),
+            digest: image.manifest.digest.to_string(),
+            path: image.path.clone(),
+            limits: limits.at_start(),
+        }
+    }
+}
+
+impl PartialEq for Profile {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.name == other.name && self.limits == other.limits
+    }
+}
+
+impl Eq for Profile {}
+
+impl Hash for Profile {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.name, &self.digest, &self.limits).hash(state);
+    }
+}
+
+/// A sandbox on its rack.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) ready: Ready,
+    pub(super) frozen: bool,
+    /// Memory that it used when it was put here.
+    pub(super) bytes: u64,
+}
+
+/// The sandboxes of one profile.
+#[derive(Debug, Default)]
+pub(super) struct Rack {
+    waiting: VecDeque<Waiting>,
+    pub(super) starting: usize,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) refills: u64,
+    pub(super) restored: u64,
+    pub(super) restore_failures: u64,
+    pub(super) retired: u64,
+    pub(super) ways: Ways,
+    /// It is kept whether jobs come or not.
+    pub(super) standing: bool,
+    /// The image is another by now.
+    pub(super) outdated: bool,
+    target: usize,
+    arrivals: Arrivals,
+}
+
+impl Rack {
+    /// The oldest; nobody else gets it again.
+    pub(super) fn take(&mut self) -> Option<Waiting> {
+        self.waiting.pop_front()
+    }
+
+    /// Puts one back whose state was changed, where it came from.
+    pub(super) fn put_back(&mut self, at: usize, waiting: Waiting) {
+        self.waiting.insert(at.min(self.waiting.len()), waiting);
+    }
+
+    /// Puts a new one at the end.
+    pub(super) fn put(&mut self, waiting: Waiting) {
+        self.waiting.push_back(waiting);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Takes those that are not to wait any longer: dead, too old, too many, or all of them.
+    pub(super) fn weed(&mut self, max_age: Duration) -> Vec<Ready> {
+        let target = if self.outdated { 0 } else { self.target };
+        let mut kept = VecDeque::new();
+        let mut weeded = Vec::new();
+        for mut waiting in self.waiting.drain(..) {
+            let fine =
+                kept.len() < target && waiting.ready.age() < max_age && waiting.ready.is_alive();
+            if fine {
+                kept.push_back(waiting);
+            } else {
+                weeded.push(waiting.ready);
+            }
+        }
+        self.waiting = kept;
+        self.retired += weeded.len() as u64;
+        weeded
+    }
+
+    /// Takes one whose state is not as it should be: thawed at the front while jobs come, else frozen.
+    pub(super) fn take_misplaced(&mut self, frozen_after: Duration) -> Option<(usize, Waiting)> {
+        let thawed = if self.arrivals.last_within(frozen_after) {
+            THAWED
+        } else {
+            0
+        };
+        let at = (self.waiting.iter().enumerate())
+            .position(|(at, waiting)| waiting.frozen == (at < thawed))?;
+        Some((at, self.waiting.remove(at)?))
+    }
+
+    /// Whether the next one that is put here is to be frozen at once.
+    pub(super) fn is_front_full(&self, frozen_after: Duration) -> bool {
+        self.waiting.len() >= THAWED || !self.arrivals.last_within(frozen_after)
+    }
+
+    /// How many are missing.
+    pub(super) fn missing(&self) -> usize {
+        if self.outdated {
+            return 0;
+        }
+        self.target
+            .saturating_sub(self.waiting.len() + self.starting)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.waiting.iter().map(|waiting| waiting.bytes).sum()
+    }
+
+    fn usual_bytes(&self) -> u64 {
+        match self.waiting.len() as u64 {
+            0 => USUAL_BYTES,
+            count => self.bytes() / count,
+        }
+    }
+}
+
+/// All racks.
+#[derive(Debug)]
+pub(super) struct Racks {
+    all: HashMap<Arc<Profile>, Rack>,
+    budget: u64,
+}
+
+impl Racks {
+    pub(super) fn new(budget: u64) -> Self {
+        Self {
+            all: HashMap::new(),
+            budget,
+        }
+    }
+
+    /// The rack of a profile.
+    pub(super) fn of(&mut self, profile: &Profile) -> &mut Rack {
+        if !self.all.contains_key(profile) {
+            self.all.insert(Arc::new(profile.clone()), Rack::default());
+        }
+        self.all.entry(Arc::new(profile.clone())).or_default()
+    }
+
+    /// A job of this profile has come.
+    pub(super) fn asked_for(&mut self, profile: &Arc<Profile>) {
+        if !self.all.contains_key(profile) && self.all.len() >= MAX_PROFILES {
+            self.forget_one();
+        }
+        let rack = self.all.entry(Arc::clone(profile)).or_default();
+        rack.outdated = false;
+        rack.arrivals.one_more(Instant::now());
+    }
+
+    /// Makes room for another profile, if one has nothing that would have to be destroyed.
+    fn forget_one(&mut self) {
+        let empty = |rack: &Rack| !rack.standing && rack.len() == 0 && rack.starting == 0;
+        let oldest = (self.all.iter().filter(|(_, rack)| empty(rack)))
+            .max_by_key(|(_, rack)| rack.arrivals.since_last())
+            .map(|(profile, _)| Arc::clone(profile));
+        if let Some(profile) = oldest {
+            self.all.remove(&profile);
+        }
+    }
+
+    /// Profiles, with what is known of them.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<Profile>, &mut Rack)> {
+        self.all.iter_mut()
+    }
+
+    pub(super) fn profiles(&self) -> Vec<Arc<Profile>> {
+        self.all.keys().cloned().collect()
+    }
+
+    /// Sets how many there should be of each, and forgets profiles that nobody has used for long.
+    pub(super) fn aim(&mut self, settings: &Settings) {
+        let now = Instant::now();
+        self.all.retain(|_, rack| {
+            rack.standing
+                || rack.len() + rack.starting > 0
+                || (!rack.outdated && rack.arrivals.last_within(REMEMBERED))
+        });
+        for rack in self.all.values_mut() {
+            let used = rack.standing || rack.arrivals.last_within(REMEMBERED);
+            rack.target = if used {
+                let ahead = rack.arrivals.rate(now) * rack.ways.usual_time().as_secs_f64();
+                target(ahead, settings.minimum, settings.maximum)
+            } else {
+                0
+            };
+        }
+    }
+
+    /// The profile that most lacks a sandbox, if there is memory for one more; it counts as starting.
+    pub(super) fn begin_one(&mut self) -> Option<Arc<Profile>> {
+        let room = self.budget.saturating_sub(self.bytes());
+        let (profile, rack) = (self.all.iter_mut())
+            .filter(|(_, rack)| rack.missing() > 0 && rack.usual_bytes() <= room)
+            .max_by_key(|(_, rack)| (rack.len() == 0, rack.missing()))?;
+        rack.starting += 1;
+        Some(Arc::clone(profile))
+    }
+
+    /// Bytes of all that wait, and of those to come as far as can be told.
+    pub(super) fn bytes(&self) -> u64 {
+        let of = |rack: &Rack| rack.bytes() + rack.starting as u64 * rack.usual_bytes();
+        self.all.values().map(of).sum()
+    }
+
+    pub(super) fn starting(&self) -> usize {
+        self.all.values().map(|rack| rack.starting).sum()
+    }
+
+    /// Takes all that wait; how many are still being made.
+    pub(super) fn clear(&mut self) -> (Vec<Ready>, usize) {
+        let waiting = (self.all.values_mut()).flat_map(|rack| rack.waiting.drain(..));
+        (waiting.map(|one| one.ready).collect(), self.starting())
+    }
+
+    pub(super) fn stats(&self) -> Vec<PoolStats> {
+        let mut all: Vec<_> = (self.all.iter())
+            .map(|(profile, rack)| PoolStats {
+                image: profile.name.clone(),
+                memory_bytes: profile.limits.memory_bytes,
+                target: rack.target as u64,
+                ready: rack.len() as u64,
+                frozen: rack.waiting.iter().filter(|one| one.frozen).count() as u64,
+                starting: rack.starting as u64,
+                hits: rack.hits,
+                misses: rack.misses,
+                refills: rack.refills,
+                restored: rack.restored,
+                restore_failures: rack.restore_failures,
+                retired: rack.retired,
+                checkpoint: rack.ways.checkpoint.is_some(),
+            })
+            .collect();
+        all.sort_by(|one, other| {
+            (&one.image, one.memory_bytes).cmp(&(&other.image, other.memory_bytes))
+        });
+        all
+    }
+}
+
+/// How many there should be: those that jobs take while as many are made, twice over, above the floor.
+fn target(ahead: f64, minimum: usize, maximum: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the cast saturates, and is cut below"
+    )]
+    let ahead = (2.0 * ahead).ceil() as usize;
+    minimum.saturating_add(ahead).min(maximum)
+}
+
+/// When jobs have come, and how often they do.
+#[derive(Debug, Default)]
+struct Arrivals {
+    last: Option<Instant>,
+    /// Jobs per second when the last one came.
+    rate: f64,
+}
+
+impl Arrivals {
+    fn one_more(&mut self, now: Instant) {
+        self.rate = self.rate(now) + 1.0 / MEMORY_S;
+        self.last = Some(now);
+    }
+
+    /// Jobs per second, those of long ago counting less.
+    fn rate(&self, now: Instant) -> f64 {
+        self.last.map_or(0.0, |last| {
+            let passed = now.saturating_duration_since(last).as_secs_f64();
+            self.rate * (-passed / MEMORY_S).exp()
+        })
+    }
+
+    fn since_last(&self) -> Duration {
+        self.last.map_or(Duration::MAX, |last| last.elapsed())
+    }
+
+    fn last_within(&self, time: Duration) -> bool {
+        self.since_last() < time
+    }
+}
+
+/// The two ways to make a ready sandbox, and how long each takes here.
+#[derive(Debug, Default)]
+pub(super) struct Ways {
+    /// Where the checkpoint lies, once there is one.
+    pub(super) checkpoint: Option<PathBuf>,
+    /// Making it was tried, whatever came of it.
+    pub(super) checkpoint_tried: bool,
+    cold: VecDeque<Duration>,
+    restored: VecDeque<Duration>,
+    failures: u32,
+}
+
+impl Ways {
+    /// A cold start took this long.
+    pub(super) fn started_cold(&mut self, took: Duration) {
+        remember(&mut self.cold, took);
+    }
+
+    /// A restore took this long.
+    pub(super) fn restored(&mut self, took: Duration) {
+        self.failures = 0;
+        remember(&mut self.restored, took);
+    }
+
+    /// A restore failed.
+    pub(super) fn failed(&mut self) {
+        self.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            self.checkpoint = None;
+        }
+    }
+
+    /// The checkpoint, unless starting cold is faster here.
+    pub(super) fn checkpoint_to_use(&self) -> Option<PathBuf> {
+        let tried = self.restored.len() >= TRIALS && self.cold.len() >= TRIALS;
+        if tried && median(&self.restored) > median(&self.cold) {
+            return None;
+        }
+        self.checkpoint.clone()
+    }
+
+    /// How long one takes to be made, in the way that is used.
+    fn usual_time(&self) -> Duration {
+        let used = match self.checkpoint_to_use() {
+            Some(_) if !self.restored.is_empty() => &self.restored,
+            _ => &self.cold,
+        };
+        median(used)
+    }
+}
+
+fn remember(times: &mut VecDeque<Duration>, took: Duration) {
+    if times.len() == 9 {
+        times.pop_front();
+    }
+    times.push_back(took);
+}
+
+fn median(times: &VecDeque<Duration>) -> Duration {
+    let mut sorted: Vec<_> = times.iter().copied().collect();
+    sorted.sort();
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn as_many_are_wanted_as_come_while_one_is_made_and_never_more_than_may_be() {
+        assert_eq!(target(0.0, 2, 16), 2);
+        assert_eq!(target(0.6, 2, 16), 4);
+        assert_eq!(target(100.0, 2, 16), 16);
+        assert_eq!(target(f64::INFINITY, 2, 16), 16);
+        assert_eq!(target(0.0, 2, 1), 1);
+    }
+
+    #[test]
+    fn the_rate_follows_the_arrivals_and_decays_without_them() {
+        let mut arrivals = Arrivals::default();
+        let begin = Instant::now();
+        let mut now = begin;
+        for _ in 0..600 {
+            now += SECOND / 3;
+            arrivals.one_more(now);
+        }
+        let rate = arrivals.rate(now);
+        assert!((2.8..3.2).contains(&rate), "{rate}");
+        assert!(arrivals.rate(now + 60 * SECOND) < rate / 5.0);
+    }
+
+    #[test]
+    fn the_faster_way_is_taken_once_both_are_known() {
+        let mut ways = Ways::default();
+        assert_eq!(ways.checkpoint_to_use(), None);
+        ways.checkpoint = Some("c".into());
+        for _ in 0..TRIALS {
+            ways.restored(2 * SECOND);
+            assert!(ways.checkpoint_to_use().is_some());
+        }
+        for _ in 0..TRIALS {
+            ways.started_cold(SECOND);
+        }
+        assert_eq!(ways.checkpoint_to_use(), None);
+        for _ in 0..9 {
+            ways.restored(SECOND / 2);
+        }
+        assert!(ways.checkpoint_to_use().is_some());
+        for _ in 0..MAX_FAILURES {
+            ways.failed();
+        }
+        assert_eq!(ways.checkpoint_to_use(), None);
+    }
+}
