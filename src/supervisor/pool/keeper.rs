@@ -168,7 +168,7 @@ fn refill(shared: &Arc<Shared>) {
 async fn make(shared: Arc<Shared>, profile: Arc<Profile>) {
     let made = make_one(&shared, &profile).await;
     let kept = match made {
-        Ok(ready) => put(&shared, &profile, ready).await,
+        Ok(ready) => put(&shared, &profile, ready),
         Err(error) => {
             journal::error(&one_line(&error));
             sleep(PAUSE).await;
@@ -207,7 +207,7 @@ async fn start(shared: &Shared, profile: &Profile) -> Result<Ready, SandboxError
 }
 
 /// Puts one on its rack, as it is to wait there; gives it back when the pool has ended.
-async fn put(shared: &Shared, profile: &Profile, ready: Ready) -> Option<Ready> {
+fn put(shared: &Shared, profile: &Profile, ready: Ready) -> Option<Ready> {
     let after = shared.settings.frozen_after;
     let frozen = shared.racks().of(profile).is_front_full(after);
     if frozen && let Err(error) = process::blocking(|| ready.freeze()) {
