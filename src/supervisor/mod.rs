@@ -27,6 +27,7 @@ mod listen;
 pub mod pool;
 mod session;
 mod slots;
+pub mod staged;
 pub mod wire;
 
 use crate::image::Images;
