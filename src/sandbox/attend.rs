@@ -317,7 +317,7 @@ impl<'a> Attendance<'a> {
             {
                 self.known.ready_after = Some(self.begun.elapsed());
                 sandbox.reached(Step::Ready);
-                sandbox.expedited = None;
+                sandbox.has_started();
                 sandbox
                     .check_confinement()
                     .map_err(|source| Fault::Confinement { source })?;
@@ -492,10 +492,12 @@ impl<'a> Attendance<'a> {
                 self.enter(Stage::Running, self.limits.execution + BACKSTOP);
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stdout(bytes)) => {
+                self.known.touched = true;
                 self.known.stdout.push(bytes, self.limits.stdout_bytes);
                 self.pass_on(|| Event::Stdout(bytes.to_vec()));
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stderr(bytes)) => {
+                self.known.touched = true;
                 self.known.stderr.push(bytes, self.limits.stderr_bytes);
                 self.pass_on(|| Event::Stderr(bytes.to_vec()));
             }

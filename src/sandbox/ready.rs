@@ -9,6 +9,7 @@ use super::{Order, Runtime, SandboxError, Sandboxes, attend, clear, conclude};
 use crate::job::{JobSpec, Limits, Outcome, Start};
 use crate::sys::cgroup::{CgroupError, Urgency};
 use crate::sys::process::{self, ProcessError};
+use std::any::Any;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -122,6 +123,7 @@ impl Sandboxes {
     }
 
     /// Runs a job in a sandbox that is started for it, and otherwise like [`Sandboxes::run_in`].
+    /// `starting` is dropped when that is done.
     ///
     /// # Errors
     /// [`SandboxError`] when the sandbox could not be made, or not be cleared away.
@@ -129,9 +131,11 @@ impl Sandboxes {
         &self,
         order: &Order<'_>,
         asked: Instant,
+        starting: Box<dyn Any + Send>,
     ) -> Result<Finished, SandboxError> {
         let span = self.span(Start::Cold, Some(asked));
         let mut sandbox = self.start(order.image, &order.job.limits, Urgency::Job)?;
+        sandbox.starting = Some(starting);
         let attended = attend::attend(&mut sandbox, order).await;
         let span = span.of(&sandbox);
         let untouched = !attended.touched;
@@ -188,7 +192,7 @@ impl Ready {
         held: Result<(), String>,
         restored: bool,
     ) -> Result<Self, SandboxError> {
-        sandbox.expedited = None;
+        sandbox.has_started();
         match held {
             Ok(()) => Ok(Self {
                 sandbox,
@@ -241,12 +245,14 @@ impl Ready {
         self.sandbox.freeze().map_err(|source| self.freezer(source))
     }
 
-    /// Lets it go on.
+    /// Lets it go on, as urgent as a job: it is about to get one.
     ///
     /// # Errors
     /// [`SandboxError::Freezer`].
     pub fn thaw(&self) -> Result<(), SandboxError> {
-        self.sandbox.thaw().map_err(|source| self.freezer(source))
+        (self.sandbox.hurry())
+            .and_then(|()| self.sandbox.thaw())
+            .map_err(|source| self.freezer(source))
     }
 
     fn freezer(&self, source: CgroupError) -> SandboxError {

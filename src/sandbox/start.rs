@@ -10,6 +10,7 @@ use crate::job::Limits;
 use crate::runsc::{self, Places};
 use crate::sys::cgroup::{Expedited, LeafLimits, Outside, Urgency};
 use crate::sys::{mount, process};
+use std::any::Any;
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -57,7 +58,9 @@ pub(super) struct Sandbox {
     pub(super) guest: Guest,
     pub(super) stdin: Option<ChildStdin>,
     /// Until it is ready, the runtime moves processes between cgroups.
-    pub(super) expedited: Option<Expedited>,
+    expedited: Option<Expedited>,
+    /// Dropped when it is ready, for whoever wants to know.
+    pub(super) starting: Option<Box<dyn Any + Send>>,
 }
 
 /// What the cgroup counted.
@@ -149,6 +152,7 @@ impl Sandbox {
             stderr: tokio::spawn(read_some(stderr)),
             guest: Guest::new(stdout),
             expedited,
+            starting: None,
         })
     }
 
@@ -162,6 +166,17 @@ impl Sandbox {
 
     pub(super) fn places(&self) -> Places {
         Places::below(self.record.path())
+    }
+
+    /// It is ready: what was done for its start ends.
+    pub(super) fn has_started(&mut self) {
+        self.expedited = None;
+        self.starting = None;
+    }
+
+    /// Gives it the CPU weight of a job.
+    pub(super) fn hurry(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.record.leaf.set_urgency(Urgency::Job)
     }
 
     /// When its start was begun.
@@ -182,7 +197,7 @@ impl Sandbox {
     /// sandbox does not have that was made ahead.
     pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.limit_cpu(millicpus)?;
-        self.record.leaf.set_urgency(Urgency::Job)
+        self.hurry()
     }
 
     /// Stops everything in the cgroup where it is.

@@ -7,6 +7,7 @@
 use super::journal::{self, one_line};
 use crate::image::Image;
 use crate::sys::digest;
+use crate::sys::host;
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::{self, PlaceError};
 use std::collections::HashMap;
@@ -16,6 +17,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of all copies at most: the runtime, and two or three images.
 const MAX_BYTES: u64 = 1 << 30;
+
+/// The share of the host's memory that they may have: one of so many parts.
+const MEMORY_PART: u64 = 8;
 
 /// Where the copies lie.
 #[derive(Debug)]
@@ -47,7 +51,9 @@ impl Staged {
         place::trusted(state_dir).map_err(StageError::Place)?;
         place::directory(&directory).map_err(StageError::Place)?;
         mount::leave_namespace().map_err(StageError::Mount)?;
-        mount::huge_pages(&directory, MAX_BYTES).map_err(StageError::Mount)?;
+        let memory = host::memory_bytes().unwrap_or(0);
+        let bytes = MAX_BYTES.min(memory / MEMORY_PART);
+        mount::huge_pages(&directory, bytes).map_err(StageError::Mount)?;
         Ok(Self {
             directory,
             images: Mutex::default(),
@@ -64,28 +70,37 @@ impl Staged {
         Ok(directory)
     }
 
-    /// The copy of an image, made at its first use and checked against its digest; the original where
-    /// there is no room. Blocks then.
-    pub(super) fn image(&self, image: &Image) -> PathBuf {
+    /// Makes a copy of an image, checked against its digest, unless that was tried before. Blocks.
+    pub(super) fn stage(&self, image: &Image) {
         let digest = image.manifest.digest.to_string();
-        let mut images = self.images();
-        let copy = images.entry(digest).or_insert_with_key(|digest| {
-            let copy = self.directory.join(format!("{digest}.erofs"));
-            if copied(image, &copy) {
-                return Some(copy);
-            }
+        if self.images().contains_key(&digest) {
+            return;
+        }
+        let copy = self.directory.join(format!("{digest}.erofs"));
+        // Not under the lock: jobs look for copies meanwhile.
+        let made = copied(image, &copy);
+        if !made {
             // Half of one may be there.
             fs::remove_file(&copy).ok();
-            None
-        });
-        copy.clone().unwrap_or_else(|| image.path.clone())
+        }
+        self.images().insert(digest, made.then_some(copy));
     }
 
-    /// Drops the copy of an image that no new sandbox is made of. Those that have it keep it.
-    pub(super) fn forget(&self, digest: &str) {
-        if let Some(Some(copy)) = self.images().remove(digest) {
-            fs::remove_file(copy).ok();
-        }
+    /// The copy of an image, if there is one.
+    pub(super) fn copy(&self, image: &Image) -> Option<PathBuf> {
+        let digest = image.manifest.digest.to_string();
+        self.images().get(&digest).cloned().flatten()
+    }
+
+    /// Drops all copies but those with these digests. Sandboxes that map one keep it.
+    pub(super) fn keep(&self, digests: &[String]) {
+        self.images().retain(|digest, copy| {
+            let kept = digests.contains(digest);
+            if !kept && let Some(copy) = copy {
+                fs::remove_file(copy).ok();
+            }
+            kept
+        });
     }
 
     fn images(&self) -> MutexGuard<'_, HashMap<String, Option<PathBuf>>> {

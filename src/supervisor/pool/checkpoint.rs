@@ -8,12 +8,15 @@ use crate::sandbox::Sandboxes;
 use crate::sys::digest::Digest;
 use crate::sys::host;
 use crate::sys::place::{self, PlaceError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Where checkpoints lie.
 #[derive(Debug)]
 pub(super) struct Checkpoints {
     directory: PathBuf,
+    /// Locked, shared, by every supervisor that uses what lies there; alone by one that removes.
+    lock: Option<File>,
     /// What all of this host and this `tako-vm` have in common.
     common: String,
 }
@@ -25,6 +28,7 @@ impl Checkpoints {
         let processor = host::cpu_features().unwrap_or_default();
         Self {
             directory: state_dir.join("checkpoints"),
+            lock: lock(&state_dir.join("checkpoints.lock")),
             common: format!(
                 "{runtime}\n{processor}\n{}\n{}\n",
                 tako_guest::PROTOCOL,
@@ -46,16 +50,42 @@ impl Checkpoints {
         place::partial_directory(&self.directory)
     }
 
-    /// Removes all but these, and what was never finished.
-    pub(super) fn keep(&self, kept: &[PathBuf]) -> Result<(), PlaceError> {
-        if !self.directory.exists() {
+    /// Removes all but these, and what was never finished if `unfinished`. Where another supervisor
+    /// uses the same directory, all stays: it may need what we do not know.
+    pub(super) fn keep(&self, kept: &[PathBuf], unfinished: bool) -> Result<(), PlaceError> {
+        let Some(lock) = &self.lock else {
             return Ok(());
-        }
+        };
+        let alone = lock.try_lock();
+        let removed = match alone {
+            Ok(()) => self.remove_all_but(kept, unfinished),
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Ok(()),
+        };
+        // Trying to have it alone has given up what we had.
+        drop(lock.lock_shared());
+        removed
+    }
+
+    fn remove_all_but(&self, kept: &[PathBuf], unfinished: bool) -> Result<(), PlaceError> {
+        let being_written = if unfinished {
+            Vec::new()
+        } else {
+            place::unfinished(&self.directory)?
+        };
         for entry in place::entries(&self.directory)? {
-            if !kept.contains(&entry) {
+            if !kept.contains(&entry) && !being_written.contains(&entry) {
                 place::remove(&entry)?;
             }
         }
         Ok(())
     }
+}
+
+/// The lock, shared. Without it nothing is removed.
+fn lock(path: &Path) -> Option<File> {
+    let mut options = File::options();
+    let file = options.create(true).truncate(false).write(true).open(path);
+    let file = file.ok()?;
+    file.lock_shared().ok()?;
+    Some(file)
 }

@@ -2,7 +2,8 @@
 
 use super::super::journal::{self, one_line};
 use super::rack::{Profile, Waiting};
-use super::{Shared, discard};
+use super::{AtWork, Shared, discard};
+use crate::image::Reference;
 use crate::sandbox::{Ready, SandboxError};
 use crate::sys::cgroup::Urgency;
 use crate::sys::{place, process};
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// How often it looks around when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
@@ -19,48 +20,76 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long nothing is made after that has failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long an image that is there and of no use is left alone: looking at it may mean to hash it.
+const LEFT_ALONE: Duration = Duration::from_mins(1);
+
+/// Configured profiles that cannot be kept ready, and since when: told once.
+type Missing = BTreeMap<String, Instant>;
+
 /// Keeps the pool until it ends.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    stand(&shared);
-    sweep(&shared);
-    let mut looked = None;
+pub(super) async fn keep(at_work: AtWork) {
+    let shared = &at_work.0;
+    let mut missing = Missing::new();
+    stand(shared, &mut missing);
+    sweep(shared, true);
+    let mut looked = Instant::now();
     while !shared.ended.is_cancelled() {
-        if looked.is_none_or(|looked: Instant| looked.elapsed() >= TICK) {
-            looked = Some(Instant::now());
-            look_at_images(&shared);
+        let look = looked.elapsed() >= TICK;
+        if look {
+            looked = Instant::now();
+            look_at_images(shared);
+            stand(shared, &mut missing);
+            unstage(shared);
         }
-        retire(&shared);
-        settle(&shared).await;
-        refill(&shared);
+        retire(shared, look);
+        settle(shared).await;
+        refill(shared);
         // Whoever takes one says so.
         drop(timeout(TICK, shared.changed.notified()).await);
     }
 }
 
 /// Opens the racks that are kept from the start.
-fn stand(shared: &Shared) {
+fn stand(shared: &Shared, missing: &mut Missing) {
     for (name, limits) in &shared.settings.profiles {
+        if shared.racks().stands(name, limits) {
+            continue;
+        }
+        let is_there = (name.parse::<Reference>().ok())
+            .is_some_and(|reference| shared.images.manifest_exists(&reference.name).is_ok());
+        let known = missing.get(name);
+        if known.is_some_and(|since| !is_there || since.elapsed() < LEFT_ALONE) {
+            continue;
+        }
         match process::blocking(|| shared.images.find(name)) {
             Ok(image) => {
-                let path = process::blocking(|| shared.settings.path_of(&image));
-                let profile = Profile::new(&image, path, limits);
-                let mut racks = shared.racks();
-                let rack = racks.of(&profile);
-                rack.standing = true;
-                rack.outdated = false;
+                missing.remove(name);
+                let path = process::blocking(|| shared.settings.stage(&image));
+                shared.racks().stand(Profile::new(&image, path, limits));
             }
-            Err(error) => journal::warn(&format!("keeps none ready: {}", one_line(&error))),
+            Err(error) => {
+                // One that was not there is looked at as soon as it is.
+                let since = Instant::now();
+                let since = if is_there {
+                    since
+                } else {
+                    since.checked_sub(LEFT_ALONE).unwrap_or(since)
+                };
+                if missing.insert(name.clone(), since).is_none() {
+                    journal::warn(&format!("keeps none ready: {}", one_line(&error)));
+                }
+            }
         }
     }
 }
 
-/// Removes checkpoints of what is not as it was.
-fn sweep(shared: &Shared) {
+/// Removes checkpoints of what is not as it was, or not in use.
+fn sweep(shared: &Shared, unfinished: bool) {
     let profiles = shared.racks().profiles();
     let kept: Vec<PathBuf> = (profiles.iter())
         .filter_map(|profile| shared.checkpoints.path(&shared.sandboxes, profile))
         .collect();
-    if let Err(error) = process::blocking(|| shared.checkpoints.keep(&kept)) {
+    if let Err(error) = process::blocking(|| shared.checkpoints.keep(&kept, unfinished)) {
         journal::warn(&format!(
             "cannot remove old checkpoints: {}",
             one_line(&error)
@@ -68,7 +97,7 @@ fn sweep(shared: &Shared) {
     }
 }
 
-/// Finds out which images are others by now; a standing profile moves on to the new one.
+/// Finds out which images are others by now.
 fn look_at_images(shared: &Shared) {
     let mut digests: BTreeMap<String, Option<String>> = BTreeMap::new();
     let profiles = shared.racks().profiles();
@@ -81,68 +110,76 @@ fn look_at_images(shared: &Shared) {
         let digest = manifest.map(|manifest| manifest.digest.to_string());
         digests.insert(profile.name.clone(), digest);
     }
-    let mut replaced = false;
     for (profile, rack) in shared.racks().iter_mut() {
-        let is = digests.get(&profile.name).and_then(Option::as_deref);
-        if is != Some(&profile.digest) && !rack.outdated {
-            rack.outdated = true;
-            replaced |= std::mem::take(&mut rack.standing);
-            if let Some(staged) = &shared.settings.staged {
-                staged.forget(&profile.digest);
-            }
+        // One that a job has opened meanwhile was looked at by that job.
+        let Some(digest) = digests.get(&profile.name) else {
+            continue;
+        };
+        let outdated = digest.as_deref() != Some(&profile.digest);
+        if outdated && !rack.outdated {
+            rack.standing = false;
             journal::info(&format!(
                 "the image `{}` is another: its ready sandboxes go",
                 profile.name
             ));
         }
-    }
-    let standing = shared
-        .racks()
-        .iter_mut()
-        .filter(|(_, rack)| rack.standing)
-        .count();
-    if replaced || standing < shared.settings.profiles.len() {
-        stand(shared);
+        rack.outdated = outdated;
     }
 }
 
-/// Destroys those that are dead, too old, out of date or too many.
-fn retire(shared: &Arc<Shared>) {
+/// Drops copies of images that no profile has any more.
+fn unstage(shared: &Shared) {
+    if let Some(staged) = &shared.settings.staged {
+        let profiles = shared.racks().profiles();
+        let digests: Vec<_> = (profiles.iter())
+            .map(|profile| profile.digest.clone())
+            .collect();
+        process::blocking(|| staged.keep(&digests));
+    }
+}
+
+/// Destroys those that are too old, out of date or too many; the dead too, where they are looked at.
+fn retire(shared: &Arc<Shared>, look: bool) {
     let mut weeded = Vec::new();
     {
         let mut racks = shared.racks();
         racks.aim(&shared.settings);
         for (_, rack) in racks.iter_mut() {
-            weeded.extend(rack.weed(shared.settings.max_age));
+            weeded.extend(rack.weed(shared.settings.max_age, look));
         }
     }
     for ready in weeded {
-        tokio::spawn(discard(ready));
+        shared.throw_away(ready);
     }
 }
 
 /// Freezes and thaws, until all are as they should be.
 async fn settle(shared: &Shared) {
+    let after = shared.settings.frozen_after;
     let profiles = shared.racks().profiles();
     for profile in profiles {
-        loop {
-            let after = shared.settings.frozen_after;
-            let misplaced = shared.racks().of(&profile).take_misplaced(after);
-            let Some((at, mut waiting)) = misplaced else {
-                break;
-            };
-            // Off the rack meanwhile: a job does not wait for it, and does not get it either.
+        while let Some((at, mut waiting)) = shared
+            .on_rack(&profile, |rack| rack.take_misplaced(after))
+            .flatten()
+        {
+            // Off the rack meanwhile: no job gets it as it changes.
             let frozen = !waiting.frozen;
-            match process::blocking(|| set_frozen(&waiting.ready, frozen)) {
-                Ok(()) => {
-                    waiting.frozen = frozen;
-                    shared.racks().of(&profile).put_back(at, waiting);
-                }
+            let set = process::blocking(|| set_frozen(&waiting.ready, frozen));
+            waiting.frozen = frozen;
+            let (back, ready) = match set {
+                Ok(()) => (Some(waiting), None),
                 Err(error) => {
                     journal::warn(&one_line(&error));
-                    shared.racks().of(&profile).retired += 1;
-                    discard(waiting.ready).await;
+                    (None, Some(waiting.ready))
                 }
+            };
+            shared.on_rack(&profile, |rack| match back {
+                Some(waiting) => rack.put_back(at, waiting),
+                None => rack.lost(),
+            });
+            shared.returned.notify_waiters();
+            if let Some(ready) = ready {
+                discard(ready).await;
             }
         }
     }
@@ -164,32 +201,59 @@ fn refill(shared: &Arc<Shared>) {
             return;
         };
         drop(racks);
-        tokio::spawn(make(Arc::clone(shared), profile));
+        let begun = Begun {
+            at_work: AtWork::new(shared),
+            profile,
+        };
+        tokio::spawn(make(begun));
+    }
+}
+
+/// One that is being made: it counts until this is dropped, whatever becomes of its task.
+struct Begun {
+    at_work: AtWork,
+    profile: Arc<Profile>,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let shared = &self.at_work.0;
+        shared.racks().begun_one_ends(&self.profile);
+        shared.changed.notify_one();
     }
 }
 
 /// Makes one sandbox and puts it on its rack.
-async fn make(shared: Arc<Shared>, profile: Arc<Profile>) {
-    let made = make_one(&shared, &profile).await;
-    let kept = match made {
-        Ok(ready) => put(&shared, &profile, ready),
+async fn make(begun: Begun) {
+    let (shared, profile) = (&begun.at_work.0, &begun.profile);
+    let left = match make_one(shared, profile).await {
+        Ok(ready) => {
+            shared.on_rack(profile, |rack| rack.trouble = None);
+            put(shared, profile, ready)
+        }
         Err(error) => {
-            journal::error(&one_line(&error));
-            sleep(PAUSE).await;
+            let trouble = one_line(&error);
+            let before = shared.on_rack(profile, |rack| rack.trouble.replace(trouble.clone()));
+            if before.flatten().as_ref() != Some(&trouble) {
+                journal::error(&trouble);
+            }
+            rest(shared).await;
             None
         }
     };
-    shared.racks().of(&profile).starting -= 1;
-    shared.changed.notify_one();
-    if let Some(ready) = kept {
+    if let Some(ready) = left {
         discard(ready).await;
+        rest(shared).await;
     }
 }
 
+/// Nothing is made meanwhile in the place of what was of no use.
+async fn rest(shared: &Shared) {
+    drop(timeout(PAUSE, shared.ended.cancelled()).await);
+}
+
 async fn make_one(shared: &Shared, profile: &Profile) -> Result<Ready, SandboxError> {
-    if shared.racks().of(profile).ways.checkpoint.is_none() {
-        look_for_checkpoint(shared, profile).await;
-    }
+    look_for_checkpoint(shared, profile).await;
     if let Some(ready) = shared.restore(profile, Urgency::Refill).await {
         return Ok(ready);
     }
@@ -202,18 +266,15 @@ async fn start(shared: &Shared, profile: &Profile) -> Result<Ready, SandboxError
         .sandboxes
         .ready(&profile.path, &profile.limits, Urgency::Refill)
         .await?;
-    shared
-        .racks()
-        .of(profile)
-        .ways
-        .started_cold(begun.elapsed());
+    let took = begun.elapsed();
+    shared.on_rack(profile, |rack| rack.ways.started_cold(took));
     Ok(ready)
 }
 
-/// Puts one on its rack, as it is to wait there; gives it back when the pool has ended.
+/// Puts one on its rack, as it is to wait there; gives it back when there is no place for it.
 fn put(shared: &Shared, profile: &Profile, ready: Ready) -> Option<Ready> {
     let after = shared.settings.frozen_after;
-    let frozen = shared.racks().of(profile).is_front_full(after);
+    let frozen = shared.on_rack(profile, |rack| rack.is_front_full(after))?;
     if frozen && let Err(error) = process::blocking(|| ready.freeze()) {
         journal::warn(&one_line(&error));
         return Some(ready);
@@ -224,20 +285,21 @@ fn put(shared: &Shared, profile: &Profile, ready: Ready) -> Option<Ready> {
     if shared.ended.is_cancelled() {
         return Some(ready);
     }
-    let rack = racks.of(profile);
-    rack.refills += 1;
-    rack.put(Waiting {
+    let waiting = Waiting {
         ready,
         frozen,
         bytes,
-    });
-    None
+    };
+    let refused = racks.put(profile, waiting);
+    refused.map(|waiting| waiting.ready)
 }
 
 /// Finds the checkpoint of a profile, or makes it, at its first use.
 async fn look_for_checkpoint(shared: &Shared, profile: &Profile) {
-    let tried = std::mem::replace(&mut shared.racks().of(profile).ways.checkpoint_tried, true);
-    if tried {
+    let tried = shared.on_rack(profile, |rack| {
+        std::mem::replace(&mut rack.ways.checkpoint_tried, true)
+    });
+    if tried != Some(false) {
         return;
     }
     let Some(path) = shared.checkpoints.path(&shared.sandboxes, profile) else {
@@ -253,7 +315,7 @@ async fn look_for_checkpoint(shared: &Shared, profile: &Profile) {
         ));
         return;
     }
-    shared.racks().of(profile).ways.checkpoint = Some(path);
+    shared.on_rack(profile, |rack| rack.ways.checkpoint = Some(path));
 }
 
 async fn make_checkpoint(
@@ -261,6 +323,8 @@ async fn make_checkpoint(
     profile: &Profile,
     path: &std::path::Path,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // Those of forgotten profiles: else each job with limits of its own would leave one.
+    sweep(shared, false);
     let partial = process::blocking(|| shared.checkpoints.begin())?;
     let ready = start(shared, profile).await?;
     shared.sandboxes.checkpoint(ready, partial.path()).await?;

@@ -24,16 +24,20 @@ use crate::image::{Image, Images};
 use crate::job::{Limits, Outcome, Start};
 use crate::sandbox::{Finished, Order, Ready, Runtime, SandboxError, Sandboxes};
 use crate::sys::cgroup::Urgency;
-use crate::sys::process;
+use crate::sys::{place, process};
 use checkpoint::Checkpoints;
-use rack::{Profile, Racks};
+use rack::{Profile, Rack, Racks};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+/// How long a job waits for a sandbox that is being frozen or thawed just now: less than a start takes.
+const IN_HAND: Duration = Duration::from_millis(100);
 
 /// What is kept ready, in plain values.
 #[derive(Debug)]
@@ -85,7 +89,39 @@ struct Shared {
     changed: Notify,
     /// Jobs whose sandbox is being started while they wait for it.
     waiting: AtomicUsize,
+    /// One that was off its rack to be frozen or thawed may be back.
+    returned: Notify,
+    /// Tasks that hold sandboxes which are on no rack.
+    at_work: AtomicUsize,
     ended: CancellationToken,
+}
+
+/// A job waits for its own sandbox to start until this is dropped.
+#[derive(Debug)]
+struct Starting(Arc<Shared>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed.notify_one();
+    }
+}
+
+/// Counts as at work until it is dropped, whatever becomes of the task that has it.
+#[derive(Debug)]
+struct AtWork(Arc<Shared>);
+
+impl AtWork {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.at_work.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Pool {
@@ -103,10 +139,12 @@ impl Pool {
             settings,
             changed: Notify::new(),
             waiting: AtomicUsize::new(0),
+            returned: Notify::new(),
+            at_work: AtomicUsize::new(0),
             ended: CancellationToken::new(),
         });
         if shared.keeps_any() {
-            tokio::spawn(keeper::keep(Arc::clone(&shared)));
+            tokio::spawn(keeper::keep(AtWork::new(&shared)));
         }
         Self { shared }
     }
@@ -118,7 +156,7 @@ impl Pool {
     pub async fn run(&self, image: &Image, order: Order<'_>) -> Result<Done, SandboxError> {
         let asked = Instant::now();
         let shared = &self.shared;
-        let path = process::blocking(|| shared.settings.path_of(image));
+        let path = shared.settings.path_of(image);
         let order = Order {
             image: &path,
             ..order
@@ -127,11 +165,17 @@ impl Pool {
             return shared.run_cold(&order, asked).await;
         }
         let profile = Arc::new(Profile::new(image, path.clone(), &order.job.limits));
-        shared.racks().asked_for(&profile);
+        let asked_for = shared.racks().asked_for(&profile);
+        for forgotten in asked_for.forgotten {
+            shared.throw_away(forgotten);
+        }
+        if !asked_for.has_rack {
+            return shared.run_cold(&order, asked).await;
+        }
         if let Some(ready) = shared.take(&profile).await {
             let finished = shared.run_in(ready, &order, Start::Warm, asked).await?;
             if !is_wasted(&finished, &order) {
-                shared.racks().of(&profile).hits += 1;
+                shared.on_rack(&profile, |rack| rack.hits += 1);
                 return Ok(finished.into());
             }
             journal::warn(&format!(
@@ -139,9 +183,15 @@ impl Pool {
                 finished.outcome.termination
             ));
         }
-        shared.racks().of(&profile).misses += 1;
-        let _waiting = shared.wait_for_a_start();
-        if let Some(ready) = shared.restore(&profile, Urgency::Job).await {
+        shared.on_rack(&profile, |rack| rack.misses += 1);
+        let starting = shared.wait_for_a_start();
+        let restored = tokio::select! {
+            restored = shared.restore(&profile, Urgency::Job) => restored,
+            // Nobody waits for it any more; the cold start below notices that at once.
+            () = order.cancel.cancelled() => None,
+        };
+        drop(starting);
+        if let Some(ready) = restored {
             let finished = shared.run_in(ready, &order, Start::Restored, asked).await?;
             if !is_wasted(&finished, &order) {
                 return Ok(finished.into());
@@ -175,14 +225,16 @@ impl Pool {
         self.shared.ended.cancel();
         self.shared.changed.notify_one();
         loop {
-            let (left, starting) = self.shared.racks().clear();
+            // Looked at first: whoever was at work may have put one on a rack before the end.
+            let idle = self.shared.at_work.load(Ordering::Acquire) == 0;
+            let left = self.shared.racks().clear();
+            let nothing_left = left.is_empty();
             for ready in left {
-                discard(ready).await;
+                self.shared.throw_away(ready);
             }
-            if starting == 0 {
+            if idle && nothing_left {
                 return;
             }
-            // They notice soon, and are destroyed by whoever makes them.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -191,14 +243,23 @@ impl Pool {
 impl Settings {
     /// The file that sandboxes of this image map.
     fn path_of(&self, image: &Image) -> PathBuf {
-        let staged = self.staged.as_ref();
-        staged.map_or_else(|| image.path.clone(), |staged| staged.image(image))
+        let copy = self.staged.as_ref().and_then(|staged| staged.copy(image));
+        copy.unwrap_or_else(|| image.path.clone())
+    }
+
+    /// The same, after a copy was made if there is room for one. Blocks.
+    fn stage(&self, image: &Image) -> PathBuf {
+        if let Some(staged) = &self.staged {
+            staged.stage(image);
+        }
+        self.path_of(image)
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.ended.cancel();
+        self.shared.changed.notify_one();
     }
 }
 
@@ -211,9 +272,11 @@ impl From<Finished> for Done {
     }
 }
 
-/// Whether a sandbox failed before it took the job up, which another may then take.
+/// Whether a sandbox failed before it took the job up, which another may then take. One that ran out of
+/// memory was given more than it can hold, as any other would be.
 fn is_wasted(finished: &Finished, order: &Order<'_>) -> bool {
-    finished.untouched && !order.cancel.is_cancelled()
+    let full = finished.outcome.usage.oom_kills > 0;
+    finished.untouched && !full && !order.cancel.is_cancelled()
 }
 
 /// Destroys one that had no job.
@@ -234,10 +297,31 @@ impl Shared {
         self.racks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does something with the rack of a profile, unless that was forgotten.
+    fn on_rack<T>(&self, profile: &Profile, with: impl FnOnce(&mut Rack) -> T) -> Option<T> {
+        self.racks().get(profile).map(with)
+    }
+
+    /// Destroys one that had no job, in the background; the end of the pool waits for it.
+    fn throw_away(self: &Arc<Self>, ready: Ready) {
+        let at_work = AtWork::new(self);
+        tokio::spawn(async move {
+            discard(ready).await;
+            drop(at_work);
+        });
+    }
+
     /// Takes the oldest that is alive, thawed.
     async fn take(&self, profile: &Profile) -> Option<Ready> {
         loop {
-            let mut waiting = self.racks().of(profile).take()?;
+            let returned = self.returned.notified();
+            let (taken, in_hand) = self.on_rack(profile, |rack| (rack.take(), rack.in_hand))?;
+            let Some(mut waiting) = taken else {
+                if in_hand == 0 || timeout(IN_HAND, returned).await.is_err() {
+                    return None;
+                }
+                continue;
+            };
             self.changed.notify_one();
             if waiting.ready.is_alive() {
                 if !waiting.frozen {
@@ -248,7 +332,7 @@ impl Shared {
                     Err(error) => journal::warn(&one_line(&error)),
                 }
             }
-            self.racks().of(profile).retired += 1;
+            self.on_rack(profile, |rack| rack.retired += 1);
             discard(waiting.ready).await;
         }
     }
@@ -264,27 +348,25 @@ impl Shared {
         self.sandboxes.run_in(ready, order, start).await
     }
 
-    async fn run_cold(&self, order: &Order<'_>, asked: Instant) -> Result<Done, SandboxError> {
-        let _waiting = self.wait_for_a_start();
-        self.sandboxes.run_cold(order, asked).await.map(Done::from)
+    async fn run_cold(
+        self: &Arc<Self>,
+        order: &Order<'_>,
+        asked: Instant,
+    ) -> Result<Done, SandboxError> {
+        let starting = Box::new(self.wait_for_a_start());
+        let finished = self.sandboxes.run_cold(order, asked, starting).await?;
+        Ok(finished.into())
     }
 
-    /// Until it is dropped, nothing is made ahead: a job waits.
-    fn wait_for_a_start(&self) -> impl Drop + '_ {
-        struct Waiting<'a>(&'a Shared);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-                self.0.changed.notify_one();
-            }
-        }
+    /// Until it is dropped, nothing is made ahead: a job waits for its own sandbox.
+    fn wait_for_a_start(self: &Arc<Self>) -> Starting {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(self)
+        Starting(Arc::clone(self))
     }
 
     /// One from the profile's checkpoint, if there is one and that is the faster way here.
     async fn restore(&self, profile: &Profile, urgency: Urgency) -> Option<Ready> {
-        let checkpoint = self.racks().of(profile).ways.checkpoint_to_use()?;
+        let checkpoint = self.on_rack(profile, |rack| rack.ways.checkpoint_to_use())??;
         let begun = Instant::now();
         let restored = self
             .sandboxes
@@ -292,10 +374,11 @@ impl Shared {
             .await;
         match restored {
             Ok(ready) => {
-                let mut racks = self.racks();
-                let rack = racks.of(profile);
-                rack.restored += 1;
-                rack.ways.restored(begun.elapsed());
+                let took = begun.elapsed();
+                self.on_rack(profile, |rack| {
+                    rack.restored += 1;
+                    rack.ways.restored(took);
+                });
                 Some(ready)
             }
             Err(error) => {
@@ -307,12 +390,19 @@ impl Shared {
 
     /// A restore has failed: counted, told once.
     fn blame_checkpoint(&self, profile: &Profile, why: &str) {
-        let mut racks = self.racks();
-        let rack = racks.of(profile);
-        rack.restore_failures += 1;
-        let first = rack.restore_failures == 1;
-        rack.ways.failed();
-        drop(racks);
+        let blamed = self.on_rack(profile, |rack| {
+            rack.restore_failures += 1;
+            (rack.restore_failures == 1, rack.ways.failed())
+        });
+        let Some((first, useless)) = blamed else {
+            return;
+        };
+        if let Some(checkpoint) = useless {
+            // The next supervisor is not to find it and fail as often again.
+            if let Err(error) = process::blocking(|| place::remove(&checkpoint)) {
+                journal::warn(&one_line(&error));
+            }
+        }
         if first {
             journal::error(&format!(
                 "cannot restore a sandbox of the image `{}`, and starts cold instead: {why}",

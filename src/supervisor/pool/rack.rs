@@ -24,6 +24,9 @@ const REMEMBERED: Duration = Duration::from_mins(10);
 /// Profiles at most: each keeps some sandboxes ready. Beyond them, jobs start cold or restored.
 const MAX_PROFILES: usize = 32;
 
+/// How long a profile must have had no job to make room for another one.
+const UNUSED: Duration = Duration::from_secs(10);
+
 /// How fast the rate of arrivals forgets, in seconds: the time constant of its decay.
 const MEMORY_S: f64 = 30.0;
 
@@ -84,7 +87,13 @@ pub(super) struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Rack {
     waiting: VecDeque<Waiting>,
-    pub(super) starting: usize,
+    starting: usize,
+    /// Off the rack to be frozen or thawed, and soon back.
+    pub(super) in_hand: usize,
+    /// Why the last one could not be made.
+    pub(super) trouble: Option<String>,
+    /// Memory that the last one used which was made.
+    last_bytes: Option<u64>,
     pub(super) hits: u64,
     pub(super) misses: u64,
     pub(super) refills: u64,
@@ -108,26 +117,30 @@ impl Rack {
 
     /// Puts one back whose state was changed, where it came from.
     pub(super) fn put_back(&mut self, at: usize, waiting: Waiting) {
+        self.in_hand = self.in_hand.saturating_sub(1);
         self.waiting.insert(at.min(self.waiting.len()), waiting);
     }
 
-    /// Puts a new one at the end.
-    pub(super) fn put(&mut self, waiting: Waiting) {
-        self.waiting.push_back(waiting);
+    /// One that was off the rack does not come back.
+    pub(super) fn lost(&mut self) {
+        self.in_hand = self.in_hand.saturating_sub(1);
+        self.retired += 1;
     }
 
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Takes those that are not to wait any longer: dead, too old, too many, or all of them.
-    pub(super) fn weed(&mut self, max_age: Duration) -> Vec<Ready> {
+    /// Takes those that are not to wait any longer: too old, too many, or all of them; the dead as well
+    /// where they are to be looked at, which takes some system calls for each.
+    pub(super) fn weed(&mut self, max_age: Duration, look: bool) -> Vec<Ready> {
         let target = if self.outdated { 0 } else { self.target };
         let mut kept = VecDeque::new();
         let mut weeded = Vec::new();
         for mut waiting in self.waiting.drain(..) {
-            let fine =
-                kept.len() < target && waiting.ready.age() < max_age && waiting.ready.is_alive();
+            let fine = kept.len() < target
+                && waiting.ready.age() < max_age
+                && (!look || waiting.ready.is_alive());
             if fine {
                 kept.push_back(waiting);
             } else {
@@ -148,7 +161,9 @@ impl Rack {
         };
         let at = (self.waiting.iter().enumerate())
             .position(|(at, waiting)| waiting.frozen == (at < thawed))?;
-        Some((at, self.waiting.remove(at)?))
+        let taken = self.waiting.remove(at)?;
+        self.in_hand += 1;
+        Some((at, taken))
     }
 
     /// Whether the next one that is put here is to be frozen at once.
@@ -162,7 +177,7 @@ impl Rack {
             return 0;
         }
         self.target
-            .saturating_sub(self.waiting.len() + self.starting)
+            .saturating_sub(self.waiting.len() + self.in_hand + self.starting)
     }
 
     fn bytes(&self) -> u64 {
@@ -171,10 +186,19 @@ impl Rack {
 
     fn usual_bytes(&self) -> u64 {
         match self.waiting.len() as u64 {
-            0 => USUAL_BYTES,
+            0 => self.last_bytes.unwrap_or(USUAL_BYTES),
             count => self.bytes() / count,
         }
     }
+}
+
+/// What comes of a job's asking for a sandbox.
+#[derive(Debug, Default)]
+pub(super) struct AskedFor {
+    /// Sandboxes are kept ready for its profile.
+    pub(super) has_rack: bool,
+    /// Those of another profile that had to make room.
+    pub(super) forgotten: Vec<Ready>,
 }
 
 /// All racks.
@@ -192,32 +216,79 @@ impl Racks {
         }
     }
 
-    /// The rack of a profile.
-    pub(super) fn of(&mut self, profile: &Profile) -> &mut Rack {
-        if !self.all.contains_key(profile) {
-            self.all.insert(Arc::new(profile.clone()), Rack::default());
-        }
-        self.all.entry(Arc::new(profile.clone())).or_default()
+    /// The rack of a profile, if there is one: no other than [`Racks::asked_for`] and
+    /// [`Racks::stand`] makes any.
+    pub(super) fn get(&mut self, profile: &Profile) -> Option<&mut Rack> {
+        self.all.get_mut(profile)
+    }
+
+    /// The rack of a profile is kept from now on.
+    pub(super) fn stand(&mut self, profile: Profile) {
+        let rack = self.all.entry(Arc::new(profile)).or_default();
+        rack.standing = true;
+        rack.outdated = false;
+    }
+
+    /// Whether sandboxes of this image with these limits are kept whether jobs come or not.
+    pub(super) fn stands(&self, name: &str, limits: &Limits) -> bool {
+        let limits = limits.at_start();
+        (self.all.iter()).any(|(profile, rack)| {
+            rack.standing && profile.name == name && profile.limits == limits
+        })
     }
 
     /// A job of this profile has come.
-    pub(super) fn asked_for(&mut self, profile: &Arc<Profile>) {
+    pub(super) fn asked_for(&mut self, profile: &Arc<Profile>) -> AskedFor {
+        let mut forgotten = Vec::new();
         if !self.all.contains_key(profile) && self.all.len() >= MAX_PROFILES {
-            self.forget_one();
+            let Some(ready) = self.forget_one() else {
+                return AskedFor::default();
+            };
+            forgotten = ready;
         }
         let rack = self.all.entry(Arc::clone(profile)).or_default();
-        rack.outdated = false;
         rack.arrivals.one_more(Instant::now());
+        AskedFor {
+            has_rack: true,
+            forgotten,
+        }
     }
 
-    /// Makes room for another profile, if one has nothing that would have to be destroyed.
-    fn forget_one(&mut self) {
-        let empty = |rack: &Rack| !rack.standing && rack.len() == 0 && rack.starting == 0;
-        let oldest = (self.all.iter().filter(|(_, rack)| empty(rack)))
+    /// Makes room for another profile, if there is one that was not used for some time: those that
+    /// were ready for it.
+    fn forget_one(&mut self) -> Option<Vec<Ready>> {
+        let may_go = |rack: &Rack| {
+            !rack.standing
+                && rack.starting + rack.in_hand == 0
+                && !rack.arrivals.last_within(UNUSED)
+        };
+        let oldest = (self.all.iter().filter(|(_, rack)| may_go(rack)))
             .max_by_key(|(_, rack)| rack.arrivals.since_last())
-            .map(|(profile, _)| Arc::clone(profile));
-        if let Some(profile) = oldest {
-            self.all.remove(&profile);
+            .map(|(profile, _)| Arc::clone(profile))?;
+        let rack = self.all.remove(&oldest)?;
+        Some(rack.waiting.into_iter().map(|one| one.ready).collect())
+    }
+
+    /// Puts a new one on its rack, with what it counts; gives it back if there is no room for it.
+    pub(super) fn put(&mut self, profile: &Profile, waiting: Waiting) -> Option<Waiting> {
+        let used: u64 = self.all.values().map(Rack::bytes).sum();
+        let fits = used.saturating_add(waiting.bytes) <= self.budget;
+        let Some(rack) = self.all.get_mut(profile) else {
+            return Some(waiting);
+        };
+        rack.last_bytes = Some(waiting.bytes);
+        if !fits {
+            return Some(waiting);
+        }
+        rack.refills += 1;
+        rack.waiting.push_back(waiting);
+        None
+    }
+
+    /// One that was begun is made, or will not be.
+    pub(super) fn begun_one_ends(&mut self, profile: &Profile) {
+        if let Some(rack) = self.all.get_mut(profile) {
+            rack.starting = rack.starting.saturating_sub(1);
         }
     }
 
@@ -235,12 +306,12 @@ impl Racks {
         let now = Instant::now();
         self.all.retain(|_, rack| {
             rack.standing
-                || rack.len() + rack.starting > 0
+                || rack.len() + rack.starting + rack.in_hand > 0
                 || (!rack.outdated && rack.arrivals.last_within(REMEMBERED))
         });
         for rack in self.all.values_mut() {
             let used = rack.standing || rack.arrivals.last_within(REMEMBERED);
-            rack.target = if used {
+            rack.target = if used && !rack.outdated {
                 let ahead = rack.arrivals.rate(now) * rack.ways.usual_time().as_secs_f64();
                 target(ahead, settings.minimum, settings.maximum)
             } else {
@@ -269,10 +340,10 @@ impl Racks {
         self.all.values().map(|rack| rack.starting).sum()
     }
 
-    /// Takes all that wait; how many are still being made.
-    pub(super) fn clear(&mut self) -> (Vec<Ready>, usize) {
+    /// Takes all that wait.
+    pub(super) fn clear(&mut self) -> Vec<Ready> {
         let waiting = (self.all.values_mut()).flat_map(|rack| rack.waiting.drain(..));
-        (waiting.map(|one| one.ready).collect(), self.starting())
+        waiting.map(|one| one.ready).collect()
     }
 
     pub(super) fn stats(&self) -> Vec<PoolStats> {
@@ -366,12 +437,13 @@ impl Ways {
         remember(&mut self.restored, took);
     }
 
-    /// A restore failed.
-    pub(super) fn failed(&mut self) {
+    /// A restore failed; the checkpoint if that is to be used no more.
+    pub(super) fn failed(&mut self) -> Option<PathBuf> {
         self.failures += 1;
         if self.failures >= MAX_FAILURES {
-            self.checkpoint = None;
+            return self.checkpoint.take();
         }
+        None
     }
 
     /// The checkpoint, unless starting cold is faster here.
