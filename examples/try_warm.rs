@@ -11,6 +11,10 @@ async fn main() {
     let image = Images::at(&state)
         .find(&std::env::var("IMAGE").unwrap_or("python".into()))
         .unwrap();
+    let mut image = image;
+    if let Some(path) = std::env::var_os("IMAGE_FILE") {
+        image.path = path.into();
+    }
     let runsc = Runsc::new(
         std::env::var_os("RUNSC")
             .map(Into::into)

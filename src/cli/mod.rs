@@ -161,7 +161,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             }
             None => {
                 let (state_dir, config) = (absolute(state_dir)?, config()?);
-                full_runtime()?.block_on(supervisor::serve(&arguments, &state_dir, &config))?;
+                let staged = supervisor::stage(&state_dir, &config);
+                full_runtime()?
+                    .block_on(supervisor::serve(&arguments, &state_dir, &config, staged))?;
                 Ok(0)
             }
         },

@@ -5,14 +5,17 @@ use crate::client;
 use crate::config::{self, Config};
 use crate::image::Images;
 use crate::job::Limits;
+use crate::runsc::Runsc;
 use crate::runsc::provision;
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Runtime, Sandboxes};
 use crate::supervisor::pool::{self, Pool};
+use crate::supervisor::staged::Staged;
 use crate::supervisor::{self, Caps, Host, Settings, Stop};
 use crate::sys::account;
 use crate::sys::endpoint::{self, Access};
-use crate::sys::process;
+use crate::sys::{privilege, process};
 use std::path::{self, Path, PathBuf};
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Run the supervisor: the service that runs jobs for the members of the group `tako-vm`
@@ -39,6 +42,7 @@ pub(super) async fn serve(
     arguments: &Arguments,
     state_dir: &Path,
     config: &Config,
+    staged: Option<Staged>,
 ) -> Result<(), Failure> {
     super::require_root("supervisor")?;
     let stop = stop_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
@@ -47,7 +51,7 @@ pub(super) async fn serve(
     process::raise_open_files()
         .map_err(|error| Failure::io("cannot raise the limit of open files", &error))?;
     // It looks for the runtime, and sweeps.
-    let host = tokio::task::block_in_place(|| open(state_dir, config))?;
+    let host = tokio::task::block_in_place(|| open(state_dir, config, staged))?;
     supervisor::serve(settings, host, stop)
         .await
         .map_err(|error| Failure::ours(&error))
@@ -90,18 +94,51 @@ fn number(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-fn open(state_dir: &Path, config: &Config) -> Result<Host, Failure> {
+/// Makes room for what all sandboxes map, before there is another thread. Without it they are slower,
+/// and nothing else.
+pub(super) fn stage(state_dir: &Path, config: &Config) -> Option<Staged> {
+    if config.pool.maximum == 0 || privilege::require_root().is_err() {
+        return None;
+    }
+    Staged::mount(state_dir)
+        .inspect_err(|error| super::warn(&super::one_line(error)))
+        .ok()
+}
+
+/// The runtime, where there can be one in huge pages; and the digest of its files.
+fn runtime(
+    state_dir: &Path,
+    config: &Config,
+    staged: Option<&Staged>,
+) -> Result<(Runtime, String), Failure> {
     let runtime = client::runtime(state_dir, config).map_err(|error| Failure {
         hint: error.hint().map(str::to_owned),
         ..Failure::ours(&error)
     })?;
+    let installed = match &runtime {
+        Runtime::Gvisor(_) => provision::installed(state_dir).ok(),
+        Runtime::Container(_) => None,
+    };
+    let Some(installed) = installed else {
+        return Ok((runtime, String::new()));
+    };
+    let Some(staged) = staged else {
+        return Ok((runtime, installed.identity));
+    };
+    let copied = (staged.directory("runsc").ok())
+        .and_then(|directory| provision::copied(&installed, &directory).ok());
+    let runtime = copied.map_or(runtime, |copied| Runsc::new(copied.binary).into());
+    Ok((runtime, installed.identity))
+}
+
+fn open(state_dir: &Path, config: &Config, staged: Option<Staged>) -> Result<Host, Failure> {
+    let (runtime, identity) = runtime(state_dir, config, staged.as_ref())?;
     let sandboxes =
         Sandboxes::prepare(state_dir, runtime).map_err(|error| Failure::ours(&error))?;
     let pool = pool::Settings {
         state_dir: state_dir.to_owned(),
-        runtime: provision::installed(state_dir)
-            .map(|installed| installed.identity)
-            .unwrap_or_default(),
+        runtime: identity,
+        staged: staged.map(Arc::new),
         memory_bytes: config.pool.memory_bytes,
         minimum: number(config.pool.minimum),
         maximum: number(config.pool.maximum),

@@ -331,10 +331,20 @@ impl Task {
             cancel: self.cancel,
         };
         let result = self.shared.pool.run(&image, order).await;
+        self.shared.figures.job_ended(begun.elapsed());
         drop(self.ended);
         let (left, clearing) = match result {
             Ok(Done { outcome, clearing }) => (Ok((outcome, spool)), Some(clearing)),
             Err(error) => (Err(failed(&error)), None),
+        };
+        // The next job need not wait for the end of this one's sandbox, as long as there are few of those.
+        // Before the client hears of it: it may come back at once.
+        let place = Slots::take(&self.shared.clearing, self.slot.uid());
+        let slot = if place.is_some() {
+            drop(self.slot);
+            None
+        } else {
+            Some(self.slot)
         };
         // Without a client nobody wants to know, and the files go.
         drop(self.report.send(left));
@@ -345,8 +355,7 @@ impl Task {
                 Err(error) => journal::error(&one_line(&error)),
             }
         }
-        self.shared.figures.job_ended(begun.elapsed());
-        drop(self.slot);
+        drop((place, slot));
     }
 }
 

@@ -27,6 +27,7 @@ mod listen;
 pub mod pool;
 mod session;
 mod slots;
+pub mod staged;
 pub mod wire;
 
 use crate::image::Images;
@@ -157,6 +158,8 @@ struct Shared {
     maxima: Maxima,
     connections: Arc<Slots>,
     jobs: Arc<Slots>,
+    /// Jobs that have ended, and whose sandboxes are still being cleared away.
+    clearing: Arc<Slots>,
     /// Jobs as their clients see them: from the announcement until the last byte was sent.
     exchanges: Arc<Slots>,
     figures: Figures,
@@ -209,6 +212,7 @@ impl Shared {
             maxima: host.maxima,
             connections: Slots::new(settings.connections),
             jobs: Slots::new(settings.jobs),
+            clearing: Slots::new(settings.jobs),
             exchanges: Slots::new(settings.connections),
             figures: Figures::new(),
             journal: Journal::default(),
@@ -248,6 +252,7 @@ impl Shared {
         self.told(notify::stopping(&self.status()));
         let all_ended = async {
             tokio::join!(self.jobs.emptied(), self.pool.drain());
+            self.clearing.emptied().await;
             if timeout(LAST_WORDS, self.exchanges.emptied()).await.is_err() {
                 journal::warn("some clients have not taken what their jobs left");
             }
@@ -263,7 +268,10 @@ impl Shared {
         if running > 0 {
             journal::warn(&format!("{running} jobs are cancelled"));
         }
-        let all_killed = async { tokio::join!(self.jobs.emptied(), self.pool.drain()) };
+        let all_killed = async {
+            tokio::join!(self.jobs.emptied(), self.pool.drain());
+            self.clearing.emptied().await;
+        };
         if timeout(LAST_KILLS, all_killed).await.is_err() {
             journal::error("some sandboxes are not cleared away: the next start does it");
         }
@@ -284,7 +292,7 @@ impl Shared {
             max_jobs: self.jobs.all() as u64,
             ended: self.figures.ended(),
             busy: self.figures.busy(),
-            alive: running + waiting.sum::<u64>(),
+            alive: running + self.clearing.taken() as u64 + waiting.sum::<u64>(),
             swept: self.sandboxes.swept().removed.len() as u64,
             kill: self.figures.kills(),
             pool_budget_bytes: self.pool.budget_bytes(),

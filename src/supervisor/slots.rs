@@ -62,6 +62,13 @@ impl Slots {
     }
 }
 
+impl Slot {
+    /// Whose it is.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         let slots = &self.slots;

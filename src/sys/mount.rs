@@ -1,6 +1,7 @@
-//! A read-only image as the root file system of one program, and of nobody else.
+//! A read-only image as the root file system of one program, and of nobody else; and a file system in
+//! memory that this process and what it starts see alone.
 //!
-//! The mount is made detached, and attached in a mount namespace of that program's own. The host
+//! The mount of an image is made detached, and attached in a mount namespace of that program's own. The host
 //! never has it in its tree; it ends with the last process that sees it, however that ends.
 
 use nix::sched::{CloneFlags, unshare};
@@ -11,6 +12,7 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
     move_mount,
 };
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -40,6 +42,10 @@ pub enum MountError {
     Mount { image: PathBuf, source: io::Error },
     #[error("cannot attach `{}` to a loop device", image.display())]
     Loop { image: PathBuf, source: io::Error },
+    #[error("cannot have a mount namespace of its own")]
+    Namespace { source: io::Error },
+    #[error("cannot mount a file system in huge pages at `{}`", at.display())]
+    HugePages { at: PathBuf, source: io::Error },
 }
 
 /// Whether the program sees the host's cgroups.
@@ -49,6 +55,37 @@ pub enum Cgroups {
     Visible,
     /// An empty directory instead.
     Hidden,
+}
+
+/// Moves this process into a mount namespace of its own: what it mounts from now on is seen by itself
+/// and what it starts, and is gone with the last of them. What the host mounts still appears.
+///
+/// For a process of one thread; others would stay where they are (unshare(2)).
+///
+/// # Errors
+/// [`MountError::Namespace`].
+pub fn leave_namespace() -> Result<(), MountError> {
+    let failed = |source: io::Error| MountError::Namespace { source };
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| failed(errno.into()))?;
+    let propagation = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", propagation).map_err(|errno| failed(errno.into()))
+}
+
+/// Mounts an empty file system of at most `bytes` at a directory, in memory, in huge pages, for root
+/// alone.
+///
+/// # Errors
+/// [`MountError::HugePages`], also where the kernel has no huge pages for it.
+pub fn huge_pages(at: &Path, bytes: u64) -> Result<(), MountError> {
+    let options = CString::new(format!("huge=always,mode=0700,size={bytes}"));
+    let mounted = options.map_err(io::Error::from).and_then(|options| {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        Ok(mount("tmpfs", at, "tmpfs", flags, options.as_c_str())?)
+    });
+    mounted.map_err(|source| MountError::HugePages {
+        at: at.to_owned(),
+        source,
+    })
 }
 
 /// Mounts an EROFS image read-only, in nobody's tree: it is gone when the descriptor is closed, unless

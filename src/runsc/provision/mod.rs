@@ -228,6 +228,24 @@ pub fn installed(state_dir: &Path) -> Result<Installed, ProvisionError> {
     })
 }
 
+/// A copy of an installed runsc in an empty directory: the very files, hashed again there.
+///
+/// # Errors
+/// [`ProvisionError`] when it cannot be copied, or the copy is another.
+pub fn copied(installed: &Installed, to: &Path) -> Result<Installed, ProvisionError> {
+    set::copy(&installed.binary, &installed.binary, to)?;
+    let found = set::members(to, None)?;
+    if identity(&found).to_string() != installed.identity {
+        return Err(ProvisionError::Damaged {
+            path: to.to_owned(),
+        });
+    }
+    Ok(Installed {
+        binary: to.join(RUNSC),
+        ..installed.clone()
+    })
+}
+
 /// The first file that is not as recorded, to be named in the message.
 fn first_difference(directory: &Path, found: &[Member], recorded: &[Member]) -> PathBuf {
     let changed = recorded.iter().find(|file| !found.contains(file));

@@ -42,7 +42,8 @@ fn stand(shared: &Shared) {
     for (name, limits) in &shared.settings.profiles {
         match process::blocking(|| shared.images.find(name)) {
             Ok(image) => {
-                let profile = Profile::new(&image, limits);
+                let path = process::blocking(|| shared.settings.path_of(&image));
+                let profile = Profile::new(&image, path, limits);
                 let mut racks = shared.racks();
                 let rack = racks.of(&profile);
                 rack.standing = true;
@@ -86,6 +87,9 @@ fn look_at_images(shared: &Shared) {
         if is != Some(&profile.digest) && !rack.outdated {
             rack.outdated = true;
             replaced |= std::mem::take(&mut rack.standing);
+            if let Some(staged) = &shared.settings.staged {
+                staged.forget(&profile.digest);
+            }
             journal::info(&format!(
                 "the image `{}` is another: its ready sandboxes go",
                 profile.name

@@ -18,6 +18,7 @@ mod keeper;
 mod rack;
 
 use super::journal::{self, one_line};
+use super::staged::Staged;
 use super::wire::PoolStats;
 use crate::image::{Image, Images};
 use crate::job::{Limits, Outcome, Start};
@@ -35,12 +36,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// What is kept ready, in plain values.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     /// The state directory, below which checkpoints lie.
     pub state_dir: PathBuf,
     /// Digest of all the files of the runtime: a checkpoint fits no other.
     pub runtime: String,
+    /// Where copies in huge pages are, if there are any.
+    pub staged: Option<Arc<Staged>>,
     /// Bytes of memory that all ready sandboxes may use together.
     pub memory_bytes: u64,
     /// Ready sandboxes of a profile in use, at least.
@@ -115,10 +118,15 @@ impl Pool {
     pub async fn run(&self, image: &Image, order: Order<'_>) -> Result<Done, SandboxError> {
         let asked = Instant::now();
         let shared = &self.shared;
+        let path = process::blocking(|| shared.settings.path_of(image));
+        let order = Order {
+            image: &path,
+            ..order
+        };
         if !shared.keeps_any() || order.job.needs_own_interpreter() {
             return shared.run_cold(&order, asked).await;
         }
-        let profile = Arc::new(Profile::new(image, &order.job.limits));
+        let profile = Arc::new(Profile::new(image, path.clone(), &order.job.limits));
         shared.racks().asked_for(&profile);
         if let Some(ready) = shared.take(&profile).await {
             let finished = shared.run_in(ready, &order, Start::Warm, asked).await?;
@@ -177,6 +185,14 @@ impl Pool {
             // They notice soon, and are destroyed by whoever makes them.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+impl Settings {
+    /// The file that sandboxes of this image map.
+    fn path_of(&self, image: &Image) -> PathBuf {
+        let staged = self.staged.as_ref();
+        staged.map_or_else(|| image.path.clone(), |staged| staged.image(image))
     }
 }
 

@@ -47,11 +47,11 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    pub(super) fn new(image: &Image, limits: &Limits) -> Self {
+    pub(super) fn new(image: &Image, path: PathBuf, limits: &Limits) -> Self {
         Self {
             name: image.manifest.name.to_string(),
             digest: image.manifest.digest.to_string(),
-            path: image.path.clone(),
+            path,
             limits: limits.at_start(),
         }
     }
