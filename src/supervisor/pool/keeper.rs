@@ -254,7 +254,10 @@ async fn rest(shared: &Shared) {
 
 async fn make_one(shared: &Shared, profile: &Profile) -> Result<Ready, SandboxError> {
     look_for_checkpoint(shared, profile).await;
-    if let Some(ready) = shared.restore(profile, Urgency::Refill).await {
+    let trial = shared.on_rack(profile, |rack| rack.ways.wants_cold_trial());
+    if trial != Some(true)
+        && let Some(ready) = shared.restore(profile, Urgency::Refill).await
+    {
         return Ok(ready);
     }
     start(shared, profile).await

@@ -377,7 +377,10 @@ impl Shared {
                 let took = begun.elapsed();
                 self.on_rack(profile, |rack| {
                     rack.restored += 1;
-                    rack.ways.restored(took);
+                    // Like is compared with like: what jobs wait for is never started for comparison.
+                    if urgency == Urgency::Refill {
+                        rack.ways.restored(took);
+                    }
                 });
                 Some(ready)
             }

@@ -446,6 +446,11 @@ impl Ways {
         None
     }
 
+    /// Whether the next one that is made ahead is to start cold, for its time to be known.
+    pub(super) fn wants_cold_trial(&self) -> bool {
+        self.cold.len() < TRIALS && self.restored.len() > self.cold.len()
+    }
+
     /// The checkpoint, unless starting cold is faster here.
     pub(super) fn checkpoint_to_use(&self) -> Option<PathBuf> {
         let tried = self.restored.len() >= TRIALS && self.cold.len() >= TRIALS;
