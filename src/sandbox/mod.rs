@@ -40,6 +40,7 @@ use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
 use crate::sys::process;
+use crate::sys::processor::{Assigned, Processors};
 use attend::Attended;
 use jiff::Timestamp;
 use start::{Counters, Sandbox};
@@ -102,6 +103,9 @@ pub enum TeardownError {
     Task(#[source] tokio::task::JoinError),
 }
 
+/// In thousandths.
+const ONE_CPU: u32 = 1000;
+
 /// What every sandbox of this host shares.
 #[derive(Debug, Clone)]
 pub struct Sandboxes {
@@ -112,6 +116,7 @@ pub struct Sandboxes {
     runtime: Runtime,
     swept: Arc<Swept>,
     observer: Observer,
+    processors: Processors,
 }
 
 /// One job to run.
@@ -166,6 +171,8 @@ impl Sandboxes {
             runtime: runtime.into(),
             swept: Arc::default(),
             observer: Observer::default(),
+            // Without a list of them a sandbox runs on any.
+            processors: Processors::of_this_thread().unwrap_or_default(),
         })
     }
 
@@ -217,6 +224,16 @@ impl Sandboxes {
         urgency: Urgency,
     ) -> Result<Sandbox, SandboxError> {
         process::blocking(|| Sandbox::start(self, image, limits, urgency))
+    }
+
+    /// The processor of a sandbox with these limits.
+    ///
+    /// A container has no sentry to take turns with.
+    fn processor_for(&self, limits: &Limits) -> Option<Assigned> {
+        match self.runtime {
+            Runtime::Gvisor(_) if limits.millicpus <= ONE_CPU => self.processors.assign(),
+            _ => None,
+        }
     }
 
     fn span(&self, start: Start) -> Span {

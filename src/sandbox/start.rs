@@ -9,6 +9,7 @@ use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
 use crate::sys::cgroup::{Expedited, LeafLimits, Outside, Urgency};
+use crate::sys::processor::Assigned;
 use crate::sys::{mount, process};
 use std::io;
 use std::path::Path;
@@ -58,6 +59,8 @@ pub(super) struct Sandbox {
     pub(super) stdin: Option<ChildStdin>,
     /// Until it is ready, the runtime moves processes between cgroups.
     pub(super) expedited: Option<Expedited>,
+    /// The one on which all of it runs.
+    processor: Option<Assigned>,
 }
 
 /// What the cgroup counted.
@@ -124,7 +127,9 @@ impl Sandbox {
             runtime: shared.runtime.name(),
             source,
         };
-        let mut runtime = process::spawn_in(command, &record.leaf).map_err(start_error)?;
+        let processor = shared.processor_for(limits);
+        let number = processor.as_ref().map(Assigned::number);
+        let mut runtime = process::spawn_in(command, &record.leaf, number).map_err(start_error)?;
         reached(Step::Started);
         let piped = || io::Error::other("its standard streams are not piped");
         let stdout = runtime
@@ -149,6 +154,7 @@ impl Sandbox {
             stderr: tokio::spawn(read_some(stderr)),
             guest: Guest::new(stdout),
             expedited,
+            processor,
         })
     }
 
@@ -179,8 +185,16 @@ impl Sandbox {
     }
 
     /// Applies the CPU quota, which does not hold during start-up, and the weight of a job, which a
-    /// sandbox does not have that was made ahead.
-    pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
+    /// sandbox does not have that was made ahead; and moves it to the processor with the fewest jobs.
+    pub(super) fn limit_cpu(
+        &mut self,
+        millicpus: u32,
+    ) -> Result<(), crate::sys::cgroup::CgroupError> {
+        if let Some(processor) = &mut self.processor
+            && processor.begin()
+        {
+            self.record.leaf.move_to(processor.number())?;
+        }
         self.record.leaf.limit_cpu(millicpus)?;
         self.record.leaf.set_urgency(Urgency::Job)
     }
