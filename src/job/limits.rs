@@ -61,6 +61,9 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Thousandths of a CPU in one.
+    pub const ONE_CPU: u32 = 1000;
+
     /// What of them is fixed once a sandbox is started, and the defaults for all that is told with a
     /// job. Sandboxes that were started with the same can take one another's jobs.
     #[must_use]
@@ -72,6 +75,8 @@ impl Limits {
             file_bytes: self.file_bytes,
             tmp_bytes: self.tmp_bytes,
             artifacts_total_bytes: self.artifacts_total_bytes,
+            // All that matters before there is a job: whether it may use more than one.
+            millicpus: self.millicpus.clamp(Self::ONE_CPU, Self::ONE_CPU + 1),
             ..Self::default()
         }
     }

@@ -40,6 +40,7 @@ use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
 use crate::sys::process;
+use crate::sys::processor::{Assigned, Processors};
 use attend::Attended;
 use jiff::Timestamp;
 use start::{Counters, Sandbox};
@@ -112,6 +113,7 @@ pub struct Sandboxes {
     runtime: Runtime,
     swept: Arc<Swept>,
     observer: Observer,
+    processors: Processors,
 }
 
 /// One job to run.
@@ -166,6 +168,8 @@ impl Sandboxes {
             runtime: runtime.into(),
             swept: Arc::default(),
             observer: Observer::default(),
+            // Without a list of them a sandbox runs on any.
+            processors: Processors::of_this_thread().unwrap_or_default(),
         })
     }
 
@@ -233,6 +237,16 @@ impl Sandboxes {
         urgency: Urgency,
     ) -> Result<Sandbox, SandboxError> {
         process::blocking(|| Sandbox::start(self, image, limits, urgency))
+    }
+
+    /// The processor of a sandbox with these limits.
+    ///
+    /// A container has no sentry to take turns with.
+    fn processor_for(&self, limits: &Limits) -> Option<Assigned> {
+        match self.runtime {
+            Runtime::Gvisor(_) if limits.millicpus <= Limits::ONE_CPU => self.processors.assign(),
+            _ => None,
+        }
     }
 
     fn span(&self, start: Start, asked: Option<Instant>) -> Span {

@@ -9,6 +9,7 @@ use crate::bundle;
 use crate::job::Limits;
 use crate::runsc::{self, Places};
 use crate::sys::cgroup::{Expedited, LeafLimits, Outside, Urgency};
+use crate::sys::processor::Assigned;
 use crate::sys::{mount, process};
 use std::any::Any;
 use std::io;
@@ -61,6 +62,8 @@ pub(super) struct Sandbox {
     expedited: Option<Expedited>,
     /// Dropped when it is ready, for whoever wants to know.
     pub(super) starting: Option<Box<dyn Any + Send>>,
+    /// The one on which all of it runs.
+    processor: Option<Assigned>,
 }
 
 /// What the cgroup counted.
@@ -127,7 +130,9 @@ impl Sandbox {
             runtime: shared.runtime.name(),
             source,
         };
-        let mut runtime = process::spawn_in(command, &record.leaf).map_err(start_error)?;
+        let processor = shared.processor_for(limits);
+        let number = processor.as_ref().map(Assigned::number);
+        let mut runtime = process::spawn_in(command, &record.leaf, number).map_err(start_error)?;
         reached(Step::Started);
         let piped = || io::Error::other("its standard streams are not piped");
         let stdout = runtime
@@ -153,6 +158,7 @@ impl Sandbox {
             guest: Guest::new(stdout),
             expedited,
             starting: None,
+            processor,
         })
     }
 
@@ -194,8 +200,16 @@ impl Sandbox {
     }
 
     /// Applies the CPU quota, which does not hold during start-up, and the weight of a job, which a
-    /// sandbox does not have that was made ahead.
-    pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
+    /// sandbox does not have that was made ahead; and moves it to the processor with the fewest jobs.
+    pub(super) fn limit_cpu(
+        &mut self,
+        millicpus: u32,
+    ) -> Result<(), crate::sys::cgroup::CgroupError> {
+        if let Some(processor) = &mut self.processor
+            && processor.begin()
+        {
+            self.record.leaf.move_to(processor.number())?;
+        }
         self.record.leaf.limit_cpu(millicpus)?;
         self.hurry()
     }

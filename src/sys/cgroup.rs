@@ -5,11 +5,13 @@
 //! every process in it killed, thawed, until `cgroup.procs` is empty, with no help from runsc.
 
 use crate::sys::process::{self, PidFd};
+use crate::sys::processor;
 use cgroups_rs::MaxValue;
 use cgroups_rs::cpu::CpuController;
 use cgroups_rs::freezer::FreezerController;
 use cgroups_rs::memory::MemController;
 use cgroups_rs::pid::PidController;
+use nix::errno::Errno;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -762,6 +764,40 @@ impl Leaf {
     pub fn is_frozen(&self) -> Result<bool> {
         let (directory, v2) = self.place(self.hierarchies.freezer);
         Frost::Frozen.is_there(&directory, v2)
+    }
+
+    /// Lets all threads inside run on this processor alone.
+    ///
+    /// Only while nobody inside can make threads end at will: the number of one that has ended may by
+    /// then be that of a thread outside.
+    ///
+    /// # Errors
+    /// Those of reading the threads, and of the kernel when it refuses.
+    pub fn move_to(&self, number: usize) -> Result<()> {
+        let (directory, v2) = self.place(self.hierarchies.freezer);
+        let threads = directory.join(if v2 { "cgroup.threads" } else { "tasks" });
+        let mut moved = BTreeSet::new();
+        loop {
+            let inside = read(&threads)?;
+            let inside = inside.lines().filter_map(|line| line.parse::<i32>().ok());
+            // Whom a thread has started before its own turn came is found in the next round.
+            let new: BTreeSet<i32> = inside.filter(|thread| !moved.contains(thread)).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for &thread in &new {
+                match processor::confine(thread, number) {
+                    // It has ended; or the processor is gone, and then any will do.
+                    Ok(()) | Err(Errno::ESRCH | Errno::EINVAL) => {}
+                    Err(errno) => {
+                        return Err(CgroupError::file("move the threads of", &threads)(
+                            errno.into(),
+                        ));
+                    }
+                }
+            }
+            moved.extend(new);
+        }
     }
 
     /// What others can see of it.

@@ -15,3 +15,4 @@ pub mod peer;
 pub mod place;
 pub mod privilege;
 pub mod process;
+pub mod processor;

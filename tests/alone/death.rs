@@ -257,7 +257,7 @@ async fn nobody_inside_moves_between_the_first_signal_and_the_last() {
         let mut leaf = hierarchies.create(&name, limits).unwrap();
         let mut shell = process::program("sh");
         shell.args(["-c", WATCHFUL]).current_dir(directory.path());
-        let mut shell = process::spawn_in(shell, &leaf).unwrap();
+        let mut shell = process::spawn_in(shell, &leaf, None).unwrap();
         let mut stdout = shell.stdout.take().unwrap();
         stdout.read_exact(&mut [0; 2]).await.unwrap();
         let killed = leaf.kill(PROMISE, None).unwrap();

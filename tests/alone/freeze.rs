@@ -27,7 +27,7 @@ fn leaf(hierarchies: &Hierarchies, name: &str, urgency: Urgency) -> Leaf {
 async fn shell(leaf: &Leaf, script: &str) -> tokio::process::Child {
     let mut command = process::program("sh");
     command.args(["-c", script]);
-    let mut shell = process::spawn_in(command, leaf).unwrap();
+    let mut shell = process::spawn_in(command, leaf, None).unwrap();
     let stdout = shell.stdout.as_mut().unwrap();
     stdout.read_exact(&mut [0; 2]).await.unwrap();
     shell

@@ -214,7 +214,7 @@ fn plant_cgroup(hierarchies: &Hierarchies, id: &str) -> tokio::process::Child {
     let mut leaf = hierarchies.create(id, limits).unwrap();
     let mut command = process::program("sh");
     command.args(["-c", "while :; do :; done"]);
-    let child = process::spawn_in(command, &leaf).unwrap();
+    let child = process::spawn_in(command, &leaf, None).unwrap();
     leaf.abandon();
     child
 }

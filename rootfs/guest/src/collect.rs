@@ -43,11 +43,11 @@ const TIME: Duration = Duration::from_secs(2);
 
 /// Runs the collector and passes its frames on; returns how many entries were left out.
 pub(crate) fn forward(host: &mut Host, limits: &Limits) -> Result<u64, InitError> {
-    // Listing the directory is safe, it is init's own; an empty one saves a process.
-    let mut entries = fs::read_dir(OUTPUT).map_err(InitError::system("list `/output`"))?;
-    if entries.next().is_none() {
+    if is_empty()? {
         return Ok(0);
     }
+    // The program's end does not wait for its files.
+    host.flush()?;
     let mut collector = spawn(limits).map_err(InitError::system("start the collector"))?;
     let passed = pass_on(host, &mut collector);
     collector
@@ -57,6 +57,13 @@ pub(crate) fn forward(host: &mut Host, limits: &Limits) -> Result<u64, InitError
         .wait()
         .map_err(InitError::system("wait for the collector"))?;
     passed
+}
+
+/// Whether there is nothing to collect, which saves a process. Listing the directory is safe, it is
+/// init's own.
+pub(crate) fn is_empty() -> Result<bool, InitError> {
+    let mut entries = fs::read_dir(OUTPUT).map_err(InitError::system("list `/output`"))?;
+    Ok(entries.next().is_none())
 }
 
 fn spawn(limits: &Limits) -> io::Result<Child> {

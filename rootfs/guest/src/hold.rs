@@ -6,15 +6,17 @@
 
 use crate::report::Reports;
 use crate::spawn::{self, Started};
-use crate::{InitError, program};
+use crate::{InitError, collect, job, program};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{mkfifo, unlink};
-use std::fs::File;
-use std::io::Write;
-use tako_guest::HOLD_FIFO;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use tako_guest::{HOLD_FIFO, RUN_DIR};
 
 /// How often it is asked whether the interpreter is still alive, in milliseconds.
 const CHECK: u8 = 200;
@@ -23,6 +25,7 @@ const CHECK: u8 = 200;
 pub(crate) struct Held {
     interpreter: Started,
     release: File,
+    children: SignalFd,
 }
 
 /// Starts the interpreter and waits until it is held.
@@ -52,10 +55,24 @@ pub(crate) fn start(
     }
     // It has it open, and nobody else is to find it.
     unlink(HOLD_FIFO).map_err(failed())?;
+    let children = program::watch_children()?;
+    program::rehearse(&children)?;
+    rehearse_files().map_err(InitError::system("rehearse"))?;
+    collect::is_empty()?;
     Ok(Held {
         interpreter,
         release: writer.into(),
+        children,
     })
+}
+
+/// Writes a file as those of a job are written, for the reason of [`program::rehearse`].
+fn rehearse_files() -> io::Result<()> {
+    let path = Path::new(RUN_DIR).join("rehearsal");
+    let mut file = job::new_file(&path)?;
+    file.write_all(&[0])?;
+    drop(file);
+    fs::remove_file(path)
 }
 
 impl Held {
@@ -63,7 +80,7 @@ impl Held {
     pub(crate) fn release(
         mut self,
         environment: &[(String, String)],
-    ) -> Result<Started, InitError> {
+    ) -> Result<(Started, SignalFd), InitError> {
         let mut text = Vec::new();
         for (name, value) in environment {
             for part in [name, "=", value, "\0"] {
@@ -75,6 +92,6 @@ impl Held {
         self.release
             .write_all(&text)
             .map_err(InitError::system("release the interpreter"))?;
-        Ok(self.interpreter)
+        Ok((self.interpreter, self.children))
     }
 }

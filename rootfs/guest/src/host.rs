@@ -6,6 +6,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use tako_guest::{Buffer, ToGuest, ToHost, encode};
 
+/// Bytes that wait to be sent, at most, and one frame more: a chunk of output is sent at once.
+const MAX_QUEUED: usize = 8 << 10;
+
 pub(crate) struct Host {
     from: File,
     to: File,
@@ -23,12 +26,30 @@ impl Host {
         })
     }
 
+    /// Sends a frame, after those that wait.
     pub(crate) fn send(&mut self, frame: &ToHost) -> Result<(), InitError> {
-        self.sending.clear();
+        self.queue(frame)?;
+        self.flush()
+    }
+
+    /// Lets a frame wait for the next [`Host::flush`], but not when many wait: one write for each would
+    /// be most of what a short program costs init.
+    pub(crate) fn queue(&mut self, frame: &ToHost) -> Result<(), InitError> {
         encode(frame, &mut self.sending).map_err(|source| InitError::Protocol { source })?;
-        self.to
-            .write_all(&self.sending)
-            .map_err(InitError::system("write to the host"))
+        if self.sending.len() >= MAX_QUEUED {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Sends what waits. To be called before init itself waits for anything.
+    pub(crate) fn flush(&mut self) -> Result<(), InitError> {
+        if self.sending.is_empty() {
+            return Ok(());
+        }
+        let written = self.to.write_all(&self.sending);
+        self.sending.clear();
+        written.map_err(InitError::system("write to the host"))
     }
 
     /// Blocks for the next frame and hands it to `take`.

@@ -2,7 +2,7 @@
 
 use crate::{InitError, host::Host};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::mem;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -68,10 +68,13 @@ fn create(area: Area, name: &str) -> Result<File, InitError> {
     if name.contains('/') || name == ".." {
         return Err(InitError::OutOfOrder);
     }
+    new_file(&Path::new(directory).join(name)).map_err(InitError::system("make an input file"))
+}
+
+pub(crate) fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o444)
-        .open(Path::new(directory).join(name))
-        .map_err(InitError::system("make an input file"))
+        .open(path)
 }

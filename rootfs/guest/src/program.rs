@@ -28,17 +28,25 @@ pub(crate) fn run(
     mut reports: Reports,
 ) -> Result<(), InitError> {
     let started = Instant::now();
+    let (interpreter, children) = match held {
+        Some(held) => {
+            // Before: nobody is to think that the program was never begun when it was.
+            host.send(&ToHost::Started)?;
+            held.release(&job.environment)?
+        }
+        None => {
+            let interpreter = spawn::start(&job.environment)?;
+            let children = watch_children()?;
+            reports.follow(interpreter.pid.as_raw().unsigned_abs());
+            host.send(&ToHost::Started)?;
+            (interpreter, children)
+        }
+    };
     let Started {
         pid: main,
         stdout,
         stderr,
-    } = match held {
-        Some(held) => held.release(&job.environment)?,
-        None => spawn::start(&job.environment)?,
-    };
-    let children = watch_children()?;
-    reports.follow(main.as_raw().unsigned_abs());
-    host.send(&ToHost::Started)?;
+    } = interpreter;
     let mut program = Program {
         main,
         output: [Some(stdout), Some(stderr)],
@@ -48,8 +56,9 @@ pub(crate) fn run(
         written: 0,
     };
     let watched = program.watch(host);
-    bury();
+    bury(host);
     let status = watched?;
+    // What follows waits for nobody, and is sent with the last word.
     program.drain(host)?;
     // Nobody is left to write: this ends.
     while program.reports.drain() {}
@@ -57,7 +66,7 @@ pub(crate) fn run(
     if program.reports.up() && program.clock.startup.is_none() && program.clock.ended_by.is_none() {
         program.clock.up();
     }
-    host.send(&ToHost::Exit(Exit {
+    host.queue(&ToHost::Exit(Exit {
         status,
         ended_by: program.clock.ended_by,
         startup_ms: program.clock.startup.map(milliseconds),
@@ -69,7 +78,7 @@ pub(crate) fn run(
 /// A descriptor through which SIGCHLD arrives.
 ///
 /// Made after the program was started, which would inherit the blocked signal.
-fn watch_children() -> Result<SignalFd, InitError> {
+pub(crate) fn watch_children() -> Result<SignalFd, InitError> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     signals
@@ -97,6 +106,7 @@ impl Program {
             return Ok(status);
         }
         loop {
+            host.flush()?;
             let ready = self.wait(host)?;
             if ready.cancel && host.wants_cancel()? {
                 self.clock.end(EndedBy::Cancel);
@@ -108,7 +118,7 @@ impl Program {
             }
             if self.reports.up() && self.clock.startup.is_none() {
                 let startup = self.clock.up();
-                host.send(&ToHost::Running {
+                host.queue(&ToHost::Running {
                     startup_ms: milliseconds(startup),
                 })?;
             }
@@ -174,7 +184,7 @@ impl Program {
         self.output[stream] = Some(file.into());
         self.written += count as u64;
         let bytes = &chunk[..count];
-        host.send(&if stream == 0 {
+        host.queue(&if stream == 0 {
             ToHost::Stdout(bytes)
         } else {
             ToHost::Stderr(bytes)
@@ -291,17 +301,32 @@ impl Clock {
         if let Some(kill_at) = self.kill_at {
             if now >= kill_at {
                 self.killed = true;
-                return signal_everybody(Signal::SIGKILL);
+                return signal_everybody(Some(Signal::SIGKILL));
             }
         } else if let (deadline, limit) = self.deadline()
             && now >= deadline
         {
             self.ended_by = Some(limit);
             self.kill_at = Some(now + TERM_GRACE);
-            return signal_everybody(Signal::SIGTERM);
+            return signal_everybody(Some(Signal::SIGTERM));
         }
         Ok(())
     }
+}
+
+/// Makes the calls that follow a program's end once, on the living interpreter and without effect.
+///
+/// gVisor rewrites the place of each system call when it is first reached: that takes longer than the
+/// call itself, and a program that waits for its sandbox would wait for it.
+pub(crate) fn rehearse(children: &SignalFd) -> Result<(), InitError> {
+    children
+        .read_signal()
+        .map_err(InitError::system("watch children"))?;
+    if has_child_ended()? {
+        return Err(InitError::NotHeld);
+    }
+    // No signal: only asks.
+    signal_everybody(None)
 }
 
 /// Whether a child has ended, which is then buried.
@@ -314,13 +339,19 @@ pub(crate) fn has_child_ended() -> Result<bool, InitError> {
 }
 
 /// Kills and reaps whatever the program left. The host's backstop bounds it from outside.
-fn bury() {
+fn bury(host: &mut Host) {
+    let mut flags = Some(WaitPidFlag::WNOHANG);
     loop {
         // A failure shows in the next line: then some child is still alive.
-        let killed = signal_everybody(Signal::SIGKILL);
-        match wait_for_any(None) {
+        let killed = signal_everybody(Some(Signal::SIGKILL));
+        match wait_for_any(flags) {
             Err(Errno::ECHILD) if killed.is_ok() => return,
             Err(Errno::ECHILD) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(WaitStatus::StillAlive) => {
+                // A host that is gone shows in what is sent next.
+                host.flush().ok();
+                flags = None;
+            }
             _ => {}
         }
     }
@@ -330,7 +361,7 @@ fn bury() {
     clippy::disallowed_methods,
     reason = "pid 1 signals all the others; there is no pid to recycle"
 )]
-fn signal_everybody(signal: Signal) -> Result<(), InitError> {
+fn signal_everybody(signal: Option<Signal>) -> Result<(), InitError> {
     match kill(EVERYBODY, signal) {
         // Nobody is left.
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
