@@ -492,10 +492,12 @@ impl<'a> Attendance<'a> {
                 self.enter(Stage::Running, self.limits.execution + BACKSTOP);
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stdout(bytes)) => {
+                self.known.touched = true;
                 self.known.stdout.push(bytes, self.limits.stdout_bytes);
                 self.pass_on(|| Event::Stdout(bytes.to_vec()));
             }
             (Stage::HandingOver | Stage::Starting | Stage::Running, ToHost::Stderr(bytes)) => {
+                self.known.touched = true;
                 self.known.stderr.push(bytes, self.limits.stderr_bytes);
                 self.pass_on(|| Event::Stderr(bytes.to_vec()));
             }
