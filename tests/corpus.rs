@@ -18,8 +18,10 @@ mod spec;
 mod wire;
 
 use proptest::prelude::*;
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use tako_guest::{Buffer, ToGuest, ToHost};
 
 /// Enough to reach every branch that fuzzing has reached, and no burden to a clone.
 const MAX_BYTES: u64 = 500_000;
@@ -43,6 +45,33 @@ fn replay(target: &str, check: fn(&[u8])) {
 #[test]
 fn the_frame_decoder_withstands_its_corpus() {
     replay("frame", frame::check);
+}
+
+/// The name of a variant.
+fn kind(message: &impl std::fmt::Debug) -> String {
+    let text = format!("{message:?}");
+    let is_name = |letter: &char| letter.is_ascii_alphanumeric();
+    text.chars().take_while(is_name).collect()
+}
+
+#[test]
+fn every_message_of_the_guest_protocol_is_in_the_corpus() {
+    let (mut to_guest, mut to_host) = (HashSet::new(), HashSet::new());
+    for entry in fs::read_dir(corpus().join("frame")).unwrap() {
+        let input = fs::read(entry.unwrap().path()).unwrap();
+        let wire = input.get(1..).unwrap_or_default();
+        let mut buffer = Buffer::new();
+        buffer.extend(wire);
+        while let Ok(Some(message)) = buffer.next::<ToGuest>() {
+            to_guest.insert(kind(&message));
+        }
+        let mut buffer = Buffer::new();
+        buffer.extend(wire);
+        while let Ok(Some(message)) = buffer.next::<ToHost>() {
+            to_host.insert(kind(&message));
+        }
+    }
+    assert_eq!((to_guest.len(), to_host.len()), (7, 13));
 }
 
 #[test]

@@ -126,7 +126,7 @@ const BASE_ENVIRONMENT: [(&str, &str); 5] = [
 
 /// Beginnings of names of variables that are read while the interpreter starts, or while a library is
 /// imported that an image may hold ready.
-const READ_AT_START: [&str; 25] = [
+const READ_AT_START: [&str; 34] = [
     "PYTHON",
     "LD_",
     "LC_",
@@ -152,6 +152,15 @@ const READ_AT_START: [&str; 25] = [
     "MPL",
     "JOBLIB_",
     "SKLEARN_",
+    "LOKY_",
+    "MATPLOTLIB",
+    "NUMPY_",
+    "PANDAS_",
+    "PILLOW_",
+    "PYPARSING",
+    "PYTZ_",
+    "SCIPY_",
+    "XDG_",
 ];
 
 impl JobSpec {

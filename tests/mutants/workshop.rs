@@ -25,6 +25,9 @@ const ENVIRONMENT: [&str; 5] = [
     "RUSTUP_TOOLCHAIN",
 ];
 
+/// Programs of tests that need the image `data` as well.
+const NEED_DATA: [&str; 2] = ["alike", "data"];
+
 pub(crate) struct Workshop {
     source: PathBuf,
     target: PathBuf,
@@ -71,7 +74,7 @@ impl Workshop {
             .cargo(&["test", "--workspace", "--offline", "--no-run"])
             .args(&selected))
         .map_err(|error| format!("it does not compile, so that nothing is shown: {error}"))?;
-        let own = new_image.then(|| self.set_up()).transpose()?;
+        let own = new_image.then(|| self.set_up(program)).transpose()?;
         let state = own.as_ref().map_or(self.state.as_path(), TempDir::path);
         let mut cargo = self.cargo(&["test", "--workspace", "--offline"]);
         cargo
@@ -128,7 +131,7 @@ impl Workshop {
 
     /// A state directory with the mutant's own image. Beside ours, since root alone must decide about
     /// all above it.
-    fn set_up(&self) -> Result<TempDir, String> {
+    fn set_up(&self, program: Option<&str>) -> Result<TempDir, String> {
         // One that was killed half-way left its own.
         place::remove(&self.state.join("mutant")).unwrap();
         let own = tempfile::Builder::new()
@@ -146,6 +149,9 @@ impl Workshop {
         }
         let mut setup = process::program(self.target.join("mutants/build/debug/tako-vm"));
         setup.arg("setup").arg("--state-dir").arg(own.path());
+        if NEED_DATA.contains(&program.unwrap_or_default()) {
+            setup.args(["--image", "data"]);
+        }
         run(&mut setup).map_err(|error| format!("it cannot be set up: {error}"))?;
         Ok(own)
     }

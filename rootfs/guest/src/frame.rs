@@ -158,6 +158,7 @@ mod tests {
             },
             ToHost::Done { skipped: 1 },
             ToHost::Fault("no interpreter"),
+            ToHost::Held,
         ]
     }
 
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_format_stays_what_version_2_says() {
+    fn the_wire_format_stays_what_version_3_says() {
         let mut wire = Vec::new();
         encode(
             &ToGuest::File {
@@ -195,6 +196,11 @@ mod tests {
         .unwrap();
         encode(&ToGuest::Cancel, &mut wire).unwrap();
         assert_eq!(wire, [6, 0, 0, 0, 1, 1, 1, b'x', 0xac, 2, 1, 0, 0, 0, 4]);
+        wire.clear();
+        encode(&ToGuest::Hold, &mut wire).unwrap();
+        encode(&ToGuest::Ping, &mut wire).unwrap();
+        encode(&ToHost::Held, &mut wire).unwrap();
+        assert_eq!(wire, [1, 0, 0, 0, 5, 1, 0, 0, 0, 6, 1, 0, 0, 0, 12]);
     }
 
     #[test]
