@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tako_vm::job::{JobSpec, Limits, Phase, Termination};
 use tako_vm::sys::cgroup::{Hierarchies, LeafLimits, Urgency};
 use tako_vm::sys::process;
-use tokio::io::AsyncReadExt;
+use tako_vm::sys::processor::Processors;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::mpsc;
 
 /// From the moment when a job is to be dead until nothing of it is left.
@@ -266,4 +267,36 @@ async fn nobody_inside_moves_between_the_first_signal_and_the_last() {
         let moved = directory.path().join("moved").exists();
         assert!(!moved, "somebody moved in round {round}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn who_is_started_on_one_processor_stays_there_and_interrupts_nobody() {
+    let _alone = alone().await;
+    let hierarchies = Hierarchies::prepare().unwrap();
+    let limits = LeafLimits {
+        memory_bytes: Limits::default().memory_bytes,
+        pids: 50,
+        urgency: Urgency::Job,
+    };
+    let name = format!("test-{}-processor", std::process::id());
+    let mut leaf = hierarchies.create(&name, limits).unwrap();
+    let assigned = Processors::of_this_thread().unwrap().assign().unwrap();
+    let mut shell = process::program("sh");
+    // In a child: what is started there inherits both.
+    shell.args([
+        "-c",
+        "(grep Cpus_allowed_list: /proc/self/status; chrt -p $$; sleep 1000)",
+    ]);
+    let mut shell = process::spawn_in(shell, &leaf, Some(assigned.number())).unwrap();
+    let mut lines = BufReader::new(shell.stdout.take().unwrap()).lines();
+    let allowed = lines.next_line().await.unwrap().unwrap();
+    let policy = lines.next_line().await.unwrap().unwrap();
+    let expected = format!("Cpus_allowed_list:\t{}", assigned.number());
+    leaf.kill(PROMISE, shell.id().map(u32::cast_signed))
+        .unwrap();
+    leaf.remove().unwrap();
+    shell.wait().await.unwrap();
+    assert_eq!(allowed, expected);
+    assert!(policy.ends_with("SCHED_BATCH"), "{policy}");
 }

@@ -425,6 +425,21 @@ print(json.dumps([gone, sorted(os.listdir('/dev'))]))
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
+async fn what_a_program_has_is_finalised_when_it_ends() {
+    // In a cycle with the module's own dictionary, which only the collector ends.
+    let ran = Host::new()
+        .run(&job("
+class Noisy:
+    def __del__(self): print('gone')
+noisy = Noisy()
+def function(): return noisy
+"))
+        .await;
+    assert_eq!(ran.stdout(), "gone\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
 async fn orphans_that_end_are_buried_by_init() {
     // More orphans than processes are allowed at once: each must have been buried.
     let ran = Host::new()
