@@ -91,6 +91,10 @@ pub struct Settings {
 impl Settings {
     /// Connections at once, of all users: each costs a descriptor and some KiB.
     pub const CONNECTIONS: usize = 512;
+
+    /// Connections beyond all bounds for root alone, on which no job is run: whatever others do, and
+    /// root's own clients, root can see what goes on, and drain.
+    pub const KEPT_FOR_ROOT: usize = 16;
 }
 
 /// What jobs are run with.
@@ -157,6 +161,8 @@ struct Shared {
     known: Known,
     maxima: Maxima,
     connections: Arc<Slots>,
+    /// Connections beyond these, for root to look and to drain.
+    kept: Arc<Slots>,
     jobs: Arc<Slots>,
     /// Jobs that have ended, and whose sandboxes are still being cleared away.
     clearing: Arc<Slots>,
@@ -211,6 +217,10 @@ impl Shared {
             known: Known::new(host.images),
             maxima: host.maxima,
             connections: Slots::new(settings.connections),
+            kept: Slots::new(Caps {
+                all: Settings::KEPT_FOR_ROOT,
+                per_user: Settings::KEPT_FOR_ROOT,
+            }),
             jobs: Slots::new(settings.jobs),
             clearing: Slots::new(settings.jobs),
             exchanges: Slots::new(settings.connections),
@@ -287,7 +297,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: milliseconds(self.figures.uptime()),
             draining: self.stop.is_draining(),
-            connections: self.connections.taken() as u64,
+            connections: (self.connections.taken() + self.kept.taken()) as u64,
             running,
             max_jobs: self.jobs.all() as u64,
             ended: self.figures.ended(),
