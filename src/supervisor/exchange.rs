@@ -11,7 +11,7 @@ use super::wire::{
     ToSupervisor,
 };
 use crate::image::Image;
-use crate::job::{Artifact, JobSpec, Outcome};
+use crate::job::{Artifact, JobSpec, Outcome, Termination};
 use crate::sandbox::{Event, Order, SandboxError};
 use crate::sys::held::Held;
 use std::path::Path;
@@ -372,7 +372,18 @@ impl Task {
         self.shared.figures.job_ended(begun.elapsed());
         drop(self.ended);
         let (left, clearing) = match result {
-            Ok(Done { outcome, clearing }) => (Ok((outcome, spool)), Some(clearing)),
+            Ok(Done {
+                mut outcome,
+                clearing,
+            }) => {
+                if let Termination::SandboxLost(reason) = &mut outcome.termination {
+                    let id = &outcome.id;
+                    let line = || format!("the sandbox `{id}` was lost: {reason}");
+                    self.shared.journal.caused(line);
+                    *reason = without_causes(reason);
+                }
+                (Ok((outcome, spool)), Some(clearing))
+            }
             Err(error) => (Err(failed(&error)), None),
         };
         // The next job need not wait for the end of this one's sandbox, as long as there are few of those.
@@ -397,6 +408,13 @@ impl Task {
     }
 }
 
+/// What was lost of a sandbox. Its causes, and what the runtime has said, have places of this host in
+/// them.
+fn without_causes(reason: &str) -> String {
+    let first = reason.split(": ").next().unwrap_or_default();
+    format!("{first}; the supervisor's log says more")
+}
+
 fn failed(error: &SandboxError) -> Refusal {
     journal::error(&one_line(error));
     failure(error)
@@ -408,5 +426,35 @@ fn failure(error: &SandboxError) -> Refusal {
         // Whatever the runtime has said.
         SandboxError::NotReady { .. } => Refusal::failed("a sandbox was not ready to take a job"),
         error => Refusal::failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::TeardownError;
+    use crate::sys::cgroup::CgroupError;
+
+    #[test]
+    fn a_client_hears_which_step_failed_and_nothing_of_the_host() {
+        let cgroup = CgroupError::NotHeld {
+            path: "/sys/fs/cgroup/secret".into(),
+            wanted: "1".to_owned(),
+            found: "2".to_owned(),
+        };
+        assert!(one_line(&cgroup).contains("secret"));
+        let id = "tako-1".to_owned();
+        let source = TeardownError::Kill(cgroup);
+        let teardown = failure(&SandboxError::Teardown { id, source }).message;
+        assert!(teardown.contains("cannot clear the sandbox `tako-1` away"));
+        assert!(!teardown.contains("secret"), "{teardown}");
+        let why = "runsc says: /srv/secret".to_owned();
+        let not_ready = failure(&SandboxError::NotReady { why }).message;
+        assert!(not_ready.contains("was not ready to take a job"));
+        assert!(!not_ready.contains("secret"), "{not_ready}");
+        assert_eq!(
+            without_causes("its CPU limit could not be applied: cannot write `/srv/secret`"),
+            "its CPU limit could not be applied; the supervisor's log says more"
+        );
     }
 }
