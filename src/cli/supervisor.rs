@@ -10,7 +10,7 @@ use crate::runsc::provision;
 use crate::sandbox::{Runtime, Sandboxes};
 use crate::supervisor::pool::{self, Pool};
 use crate::supervisor::staged::Staged;
-use crate::supervisor::{self, Caps, Host, Settings, Stop};
+use crate::supervisor::{self, Caps, Door, Host, Settings, Stop};
 use crate::sys::account;
 use crate::sys::endpoint::{self, Access};
 use crate::sys::{privilege, process};
@@ -50,9 +50,11 @@ pub(super) async fn serve(
     // A connection is one, and a sandbox is some.
     process::raise_open_files()
         .map_err(|error| Failure::io("cannot raise the limit of open files", &error))?;
+    // First of all: where another one listens, nothing is touched.
+    let door = Door::open(&settings).map_err(|error| Failure::ours(&error))?;
     // It looks for the runtime, and sweeps.
     let host = tokio::task::block_in_place(|| open(state_dir, config, staged))?;
-    supervisor::serve(settings, host, stop)
+    supervisor::serve(door, settings, host, stop)
         .await
         .map_err(|error| Failure::ours(&error))
 }

@@ -3,7 +3,7 @@
 use super::Error;
 use super::running::{self, Running};
 use crate::config;
-use crate::job::{JobRequest, SpecError};
+use crate::job::{JobRequest, JobSpec, SpecError};
 use crate::sandbox::Event;
 use crate::supervisor::connection::{self, Connection, ConnectionError, Output};
 use crate::supervisor::wire::{Refusal, RefusalCode, Run};
@@ -68,6 +68,8 @@ impl Remote {
         stream: bool,
         cancel: &CancellationToken,
     ) -> Result<Running, Error> {
+        // The supervisor takes more for no job at all, and says no more than that.
+        JobSpec::check_counts(&request).map_err(Error::Job)?;
         let first = self
             .first
             .lock()

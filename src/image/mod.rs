@@ -79,6 +79,33 @@ pub enum ImageError {
     Remove { name: ImageName, source: PlaceError },
 }
 
+impl ImageError {
+    /// What went wrong and what mends it, for somebody who need not know the places and the other
+    /// images of this host.
+    pub fn for_strangers(&self) -> String {
+        match self {
+            Self::Reference { source } => format!("{self}: {source}"),
+            Self::UnknownImage { name, .. } => {
+                format!("no executor image named `{name}`: run `{}`", provider(name))
+            }
+            Self::OtherDigest { .. } | Self::Protocol { .. } | Self::Damaged { .. } => {
+                self.to_string()
+            }
+            Self::Untrusted { name, .. } | Self::Hash { name, .. } => {
+                format!(
+                    "{self}: root has to look at it, `{}` may mend it",
+                    provider(name.as_str())
+                )
+            }
+            Self::Manifest { .. } => {
+                "the manifest of the executor image cannot be understood: run `tako-vm setup`"
+                    .to_owned()
+            }
+            Self::List { .. } | Self::Keep { .. } | Self::Remove { .. } => self.to_string(),
+        }
+    }
+}
+
 fn existing(known: &[String]) -> String {
     if known.is_empty() {
         "there is none yet".to_owned()
@@ -365,6 +392,23 @@ impl Images {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_hear_what_mends_it_and_nothing_of_the_host() {
+        let unknown = ImageError::UnknownImage {
+            name: "perl".to_owned(),
+            known: vec!["secret".to_owned()],
+        };
+        assert_eq!(
+            unknown.for_strangers(),
+            "no executor image named `perl`: run `tako-vm setup`"
+        );
+        let path = PathBuf::from("/srv/secret/python.json");
+        let source = serde_json::from_str::<()>("{").unwrap_err();
+        let manifest = ImageError::Manifest { path, source }.for_strangers();
+        assert!(!manifest.contains("secret"), "{manifest}");
+        assert!(manifest.ends_with("run `tako-vm setup`"), "{manifest}");
+    }
 
     #[test]
     fn an_image_that_is_missing_is_told_with_the_command_that_provides_it() {

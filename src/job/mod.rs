@@ -12,5 +12,5 @@ pub use record::{
     Artifact, Captured, ErrorReport, Outcome, Payload, Record, ResourceUsage, Skipped, Start,
     Status, Timing, milliseconds,
 };
-pub use spec::{InputFile, JobRequest, JobSpec, Maxima, SpecError};
+pub use spec::{InputFile, JobRequest, JobSpec, MAX_FILES, MAX_VARIABLES, Maxima, SpecError};
 pub use termination::{Ending, Evidence, Exception, Killed, Phase, Termination};

@@ -15,10 +15,12 @@ const MAX_INPUT_BYTES: usize = 1 << 20;
 const MAX_FILES_BYTES: usize = 64 << 20;
 
 /// Files in `/input` at most.
-const MAX_FILES: usize = 100;
+pub const MAX_FILES: usize = 100;
 
-/// Variables of the environment at most, and bytes of all of them: far below what exec takes.
-const MAX_VARIABLES: usize = 256;
+/// Variables of the environment at most.
+pub const MAX_VARIABLES: usize = 256;
+
+/// Bytes of all variables at most: far below what exec takes.
 const MAX_ENV_BYTES: usize = 256 << 10;
 
 /// Longest name of an environment variable, and longest value, in bytes.
@@ -178,6 +180,23 @@ impl JobSpec {
         own.any(|(name, value)| is_read(name) && !is_base(name, value))
     }
 
+    /// Checks that there are no more files and variables than any job may have: what is sent to a
+    /// service is bounded by that before anything else of it is looked at.
+    ///
+    /// # Errors
+    /// [`SpecError`] with what are too many.
+    pub fn check_counts(request: &JobRequest) -> Result<(), SpecError> {
+        let mut problems = Problems(Vec::new());
+        problems.check_counts(request.files.len(), request.environment.len());
+        if problems.0.is_empty() {
+            Ok(())
+        } else {
+            Err(SpecError {
+                problems: problems.0,
+            })
+        }
+    }
+
     /// Checks a request against the operator's maxima.
     ///
     /// # Errors
@@ -187,6 +206,7 @@ impl JobSpec {
         problems.check_code(&request.code);
         let input = request.input.unwrap_or_else(|| EMPTY_INPUT.to_owned());
         problems.check_input(&input);
+        problems.check_counts(request.files.len(), request.environment.len());
         problems.check_files(&request.files);
         problems.check_environment(&request.environment);
         let mut limits = maxima.defaults.clone();
@@ -257,6 +277,19 @@ impl Problems {
         }
     }
 
+    fn check_counts(&mut self, files: usize, variables: usize) {
+        if files > MAX_FILES {
+            self.add(format!(
+                "{files} input files were given, and at most {MAX_FILES} are allowed"
+            ));
+        }
+        if variables > MAX_VARIABLES {
+            self.add(format!(
+                "{variables} environment variables were given, and at most {MAX_VARIABLES} are allowed"
+            ));
+        }
+    }
+
     fn check_files(&mut self, files: &[InputFile]) {
         let mut names = BTreeSet::from(["data.json"]);
         for file in files {
@@ -273,23 +306,11 @@ impl Problems {
                 ));
             }
         }
-        if files.len() > MAX_FILES {
-            self.add(format!(
-                "{} input files were given, and at most {MAX_FILES} are allowed",
-                files.len()
-            ));
-        }
         let total = files.iter().map(|file| file.bytes.len()).sum();
         self.at_most("the sum of the input files", total, MAX_FILES_BYTES);
     }
 
     fn check_environment(&mut self, environment: &[(String, String)]) {
-        if environment.len() > MAX_VARIABLES {
-            let found = environment.len();
-            self.add(format!(
-                "{found} environment variables were given, and at most {MAX_VARIABLES} are allowed"
-            ));
-        }
         let bytes = environment
             .iter()
             .map(|(name, value)| name.len() + value.len());

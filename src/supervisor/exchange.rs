@@ -4,13 +4,14 @@ use super::Shared;
 use super::journal::{self, one_line};
 use super::link::{Closing, Ears, Mouth, Patience};
 use super::pool::Done;
-use super::session::Session;
+use super::session::{Rights, Session};
 use super::slots::{Slot, Slots};
 use super::wire::{
-    Accepted, End, Incoming, MAX_BYTES, MAX_DATA, Refusal, RefusalCode, Run, ToClient, ToSupervisor,
+    Accepted, End, Incoming, MAX_BYTES, MAX_DATA, MAX_END, Refusal, RefusalCode, Run, ToClient,
+    ToSupervisor,
 };
 use crate::image::Image;
-use crate::job::{Artifact, JobSpec, Outcome};
+use crate::job::{Artifact, JobSpec, Outcome, Termination};
 use crate::sandbox::{Event, Order, SandboxError};
 use crate::sys::held::Held;
 use std::path::Path;
@@ -21,8 +22,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// From the announcement of a job to the last of its bytes, of which there are 65 MiB at most.
+/// From the announcement of a job to the last of its bytes, of which there are 65 MiB at most. It has
+/// a slot meanwhile.
 const ARRIVAL: Duration = Duration::from_secs(30);
+
+/// The same where there is little to wait for.
+const SMALL_ARRIVAL: Duration = Duration::from_secs(5);
+
+/// Bytes of such a job at most.
+const SMALL: u64 = 1 << 20;
 
 /// Beside its limits, what a job may take from its acceptance to its end: its sandbox is ready within
 /// 30 s, takes the job within 10 s, and each of its deadlines is held from outside 3 s later.
@@ -30,6 +38,10 @@ const BESIDE_LIMITS: Duration = Duration::from_mins(1);
 
 /// Output on its way to a slow client, beside that which the sandbox itself keeps: 256 KiB.
 const EVENTS: usize = 16;
+
+/// Bytes of output that are still on their way when a job has ended at most: these, and what is being
+/// sent.
+const ON_ITS_WAY: u64 = 1 << 20;
 
 /// A job that can be run.
 struct Ready {
@@ -78,6 +90,8 @@ pub(super) async fn run(session: &mut Session, run: Run) -> Result<(), Closing> 
     let slot = match admit(session) {
         Ok(slot) => slot,
         Err(refusal) => {
+            // As many as connections may wait here, and it may be 2 MiB.
+            drop(run);
             session.mouth.say(&ToClient::Refused(refusal)).await?;
             return arrive(&mut session.ears, announced, |_| true).await;
         }
@@ -97,19 +111,31 @@ pub(super) async fn run(session: &mut Session, run: Run) -> Result<(), Closing> 
 /// A slot for a job of this client, or why there is none.
 fn admit(session: &Session) -> Result<Slot, Refusal> {
     let shared = &session.shared;
+    let slot = match session.rights {
+        Rights::All => Slots::take(&shared.jobs, session.peer.uid),
+        Rights::NoJobs => None,
+    };
+    // Not before the slot is taken: whoever drains then waits for it.
     if shared.stop.is_draining() {
         let message = "the supervisor ends and takes no more jobs";
         return Err(Refusal::new(RefusalCode::Draining, message));
     }
-    Slots::take(&shared.jobs, session.peer.uid).ok_or_else(|| {
+    slot.ok_or_else(|| {
         let retry_after_ms = Some(shared.figures.turned_away());
         let uid = session.peer.uid;
         shared
             .journal
             .caused(|| format!("turned a job of the user {uid} away: there are as many as may be"));
+        let message = match session.rights {
+            Rights::All => "as many jobs run as may be: come back",
+            Rights::NoJobs => {
+                "there are as many connections as may be, and this one is kept for looking and \
+                 draining: come back"
+            }
+        };
         Refusal {
             retry_after_ms,
-            ..Refusal::new(RefusalCode::Busy, "as many jobs run as may be: come back")
+            ..Refusal::new(RefusalCode::Busy, message)
         }
     })
 }
@@ -138,9 +164,14 @@ async fn arrive(
         }
         Ok(())
     };
-    timeout(ARRIVAL, all).await.unwrap_or_else(|_| {
+    let limit = if announced <= SMALL {
+        SMALL_ARRIVAL
+    } else {
+        ARRIVAL
+    };
+    timeout(limit, all).await.unwrap_or_else(|_| {
         Err(Closing::violation(format_args!(
-            "the bytes of the job were not there within {ARRIVAL:?}"
+            "the bytes of the job were not there within {limit:?}"
         )))
     })
 }
@@ -153,9 +184,8 @@ async fn prepare(shared: Arc<Shared>, image: String, incoming: Incoming) -> Resu
 
 fn check(shared: &Shared, image: &str, incoming: Incoming) -> Result<Ready, Refusal> {
     let image = shared.known.find(image).map_err(|error| {
-        let message = one_line(&error);
-        shared.journal.caused(|| message.clone());
-        Refusal::new(RefusalCode::Image, message)
+        shared.journal.caused(|| one_line(&error));
+        Refusal::new(RefusalCode::Image, error.for_strangers())
     })?;
     let request = incoming.into_request().ok_or_else(|| {
         let problem = "the program or its input is not UTF-8: send it as UTF-8";
@@ -165,7 +195,7 @@ fn check(shared: &Shared, image: &str, incoming: Incoming) -> Result<Ready, Refu
         .map_err(|error| Refusal::invalid(error.problems))?;
     let spool = shared.sandboxes.spool().map_err(|error| {
         journal::error(&one_line(&error));
-        Refusal::internal()
+        failure(&error)
     })?;
     Ok(Ready {
         image,
@@ -187,10 +217,8 @@ async fn attend(
         stderr_limit: limits.stderr_bytes,
     };
     session.mouth.say(&ToClient::Accepted(accepted)).await?;
-    let patience = Patience {
-        ended: CancellationToken::new(),
-        latest: Instant::now() + limits.startup + limits.execution + BESIDE_LIMITS,
-    };
+    let latest = Instant::now() + limits.startup + limits.execution + BESIDE_LIMITS;
+    let patience = Patience::until(latest, ON_ITS_WAY);
     session.mouth.set_patience(patience.clone());
     let image = ready.image.manifest.name.to_string();
     let (sender, events) = mpsc::channel(EVENTS);
@@ -212,8 +240,11 @@ async fn attend(
     session.mouth.set_patience(Patience::none());
     match left {
         Ok((outcome, spool)) => {
+            let patience = Patience::with(bytes_of(&outcome));
+            session.mouth.set_patience(patience);
             let told = tell(&mut session.mouth, outcome, &image, stream).await;
             drop(spool);
+            session.mouth.set_patience(Patience::none());
             told
         }
         Err(refusal) => session.mouth.say(&ToClient::Refused(refusal)).await,
@@ -260,6 +291,13 @@ async fn follow(
         closing = orders => Err(closing),
         left = output => left,
     }
+}
+
+/// What of an outcome is sent at most.
+fn bytes_of(outcome: &Outcome) -> u64 {
+    let kept = outcome.stdout.bytes.len() + outcome.stderr.bytes.len() + MAX_END;
+    let files = outcome.artifacts.iter().map(|file| file.size_bytes);
+    files.fold(kept as u64, u64::saturating_add)
 }
 
 /// Tells how a job ended, and sends what it left.
@@ -334,7 +372,18 @@ impl Task {
         self.shared.figures.job_ended(begun.elapsed());
         drop(self.ended);
         let (left, clearing) = match result {
-            Ok(Done { outcome, clearing }) => (Ok((outcome, spool)), Some(clearing)),
+            Ok(Done {
+                mut outcome,
+                clearing,
+            }) => {
+                if let Termination::SandboxLost(reason) = &mut outcome.termination {
+                    let id = &outcome.id;
+                    let line = || format!("the sandbox `{id}` was lost: {reason}");
+                    self.shared.journal.caused(line);
+                    *reason = without_causes(reason);
+                }
+                (Ok((outcome, spool)), Some(clearing))
+            }
             Err(error) => (Err(failed(&error)), None),
         };
         // The next job need not wait for the end of this one's sandbox, as long as there are few of those.
@@ -359,8 +408,53 @@ impl Task {
     }
 }
 
+/// What was lost of a sandbox. Its causes, and what the runtime has said, have places of this host in
+/// them.
+fn without_causes(reason: &str) -> String {
+    let first = reason.split(": ").next().unwrap_or_default();
+    format!("{first}; the supervisor's log says more")
+}
+
 fn failed(error: &SandboxError) -> Refusal {
-    let message = one_line(error);
-    journal::error(&message);
-    Refusal::new(RefusalCode::Internal, message)
+    journal::error(&one_line(error));
+    failure(error)
+}
+
+/// What a client hears of it: which step, and nothing of the host.
+fn failure(error: &SandboxError) -> Refusal {
+    match error {
+        // Whatever the runtime has said.
+        SandboxError::NotReady { .. } => Refusal::failed("a sandbox was not ready to take a job"),
+        error => Refusal::failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::TeardownError;
+    use crate::sys::cgroup::CgroupError;
+
+    #[test]
+    fn a_client_hears_which_step_failed_and_nothing_of_the_host() {
+        let cgroup = CgroupError::NotHeld {
+            path: "/sys/fs/cgroup/secret".into(),
+            wanted: "1".to_owned(),
+            found: "2".to_owned(),
+        };
+        assert!(one_line(&cgroup).contains("secret"));
+        let id = "tako-1".to_owned();
+        let source = TeardownError::Kill(cgroup);
+        let teardown = failure(&SandboxError::Teardown { id, source }).message;
+        assert!(teardown.contains("cannot clear the sandbox `tako-1` away"));
+        assert!(!teardown.contains("secret"), "{teardown}");
+        let why = "runsc says: /srv/secret".to_owned();
+        let not_ready = failure(&SandboxError::NotReady { why }).message;
+        assert!(not_ready.contains("was not ready to take a job"));
+        assert!(!not_ready.contains("secret"), "{not_ready}");
+        assert_eq!(
+            without_causes("its CPU limit could not be applied: cannot write `/srv/secret`"),
+            "its CPU limit could not be applied; the supervisor's log says more"
+        );
+    }
 }

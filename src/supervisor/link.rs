@@ -4,7 +4,7 @@ use super::wire::{Message, Reader, Refusal, RefusalCode, ToClient, ToSupervisor,
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// From the first byte of a frame to its last.
@@ -12,6 +12,10 @@ const FRAME: Duration = Duration::from_secs(10);
 
 /// How long a client may take nothing of what waits for it.
 const STALL: Duration = Duration::from_secs(30);
+
+/// How fast, beside one such pause, a client takes what its job has left at least, in bytes a second:
+/// until then it lies on our disk or in our memory. 1 MiB/s is slower than any disk.
+const PACE: u64 = 1 << 20;
 
 /// Bytes that are sent together.
 const BATCH: usize = 64 << 10;
@@ -40,10 +44,9 @@ impl From<WireError> for Closing {
         match error {
             WireError::Read { .. } | WireError::Cut => Self::Gone,
             // What it says of the body is for the client alone, whose values may be in it.
-            WireError::Body { ref source } => Self::Refused(Refusal {
-                problems: vec![source.to_string()],
-                ..Refusal::new(RefusalCode::Protocol, error.to_string())
-            }),
+            WireError::Body { ref source } => {
+                Self::Refused(Refusal::protocol(error.to_string(), source.to_string()))
+            }
             WireError::Kind { .. } | WireError::TooLong { .. } => Self::violation(error),
         }
     }
@@ -81,6 +84,8 @@ pub(super) struct Mouth {
     /// Bytes at the front of these that are sent already: whoever waits for the rest may be interrupted.
     sent: usize,
     patience: Patience,
+    /// When that has begun to count.
+    counted: Option<Instant>,
 }
 
 /// Since when a client is expected to take what waits for it. While its program runs, it may let it
@@ -91,6 +96,10 @@ pub(super) struct Patience {
     pub(super) ended: CancellationToken,
     /// When it has ended in any case.
     pub(super) latest: Instant,
+    /// How long it may take nothing then.
+    stall: Duration,
+    /// How long it may take for everything then.
+    whole: Option<Duration>,
 }
 
 impl Patience {
@@ -101,17 +110,48 @@ impl Patience {
         Self {
             ended,
             latest: Instant::now(),
+            stall: STALL,
+            whole: None,
         }
     }
 
-    /// Ends when a client has taken nothing for too long, from now on.
-    async fn over(&self) {
+    /// A program runs, until `latest` at the latest, and this much of its output may be on its way.
+    pub(super) fn until(latest: Instant, on_its_way: u64) -> Self {
+        Self {
+            ended: CancellationToken::new(),
+            latest,
+            stall: STALL,
+            whole: Some(time_for(on_its_way)),
+        }
+    }
+
+    /// Nothing runs, and this much is to be sent.
+    pub(super) fn with(bytes: u64) -> Self {
+        Self {
+            whole: Some(time_for(bytes)),
+            ..Self::none()
+        }
+    }
+
+    /// Ends when a client has taken nothing for too long, from now on, or has not taken everything. It
+    /// is noted in `counted` when the time for that begins.
+    async fn over(&self, counted: &mut Option<Instant>) {
         tokio::select! {
             () = self.ended.cancelled() => {}
             () = sleep_until(self.latest) => {}
         }
-        sleep(STALL).await;
+        let counted = *counted.get_or_insert_with(Instant::now);
+        let stalled = Instant::now() + self.stall;
+        let end = self
+            .whole
+            .map_or(stalled, |whole| stalled.min(counted + whole));
+        sleep_until(end).await;
     }
+}
+
+/// How long a client may take for so many bytes.
+fn time_for(bytes: u64) -> Duration {
+    STALL + Duration::from_secs(bytes.div_ceil(PACE))
 }
 
 impl Mouth {
@@ -121,11 +161,13 @@ impl Mouth {
             waiting: Vec::new(),
             sent: 0,
             patience: Patience::none(),
+            counted: None,
         }
     }
 
     pub(super) fn set_patience(&mut self, patience: Patience) {
         self.patience = patience;
+        self.counted = None;
     }
 
     /// Sends a message at once, and what waits before it.
@@ -150,7 +192,7 @@ impl Mouth {
             let written = tokio::select! {
                 biased;
                 written = self.half.write(&self.waiting[self.sent..]) => written,
-                () = self.patience.over() => return Err(Closing::Gone),
+                () = self.patience.over(&mut self.counted) => return Err(Closing::Gone),
             };
             match written {
                 Ok(0) | Err(_) => return Err(Closing::Gone),
@@ -161,5 +203,93 @@ impl Mouth {
         self.waiting.clear();
         self.waiting.shrink_to(KEPT);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+    use tokio::time::sleep;
+
+    fn impatient(stall: u64, whole: u64) -> Patience {
+        Patience {
+            stall: Duration::from_millis(stall),
+            whole: Some(Duration::from_millis(whole)),
+            ..Patience::none()
+        }
+    }
+
+    /// How sending 4 MiB ends for a client that takes 1 KiB in each `pause`.
+    async fn sent_with(pause: Duration, patience: Patience) -> (Result<(), Closing>, Duration) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_ears, half) = ours.into_split();
+        let mut mouth = Mouth::new(half);
+        mouth.set_patience(patience);
+        let mut theirs = theirs;
+        let reading = tokio::spawn(async move {
+            let mut some = [0; 1024];
+            while theirs.read(&mut some).await.unwrap() > 0 {
+                sleep(pause).await;
+            }
+        });
+        let begun = Instant::now();
+        let bytes = vec![0; 64 << 10];
+        let mut told = Ok(());
+        for _ in 0..64 {
+            told = mouth.add(&ToClient::Stdout(bytes.clone())).await;
+            if told.is_err() {
+                break;
+            }
+        }
+        let took = begun.elapsed();
+        drop(mouth);
+        reading.abort();
+        (told, took)
+    }
+
+    #[tokio::test]
+    async fn who_takes_a_little_now_and_then_is_given_up_all_the_same() {
+        let pause = Duration::from_millis(1);
+        let (told, took) = sent_with(pause, impatient(60_000, 400)).await;
+        assert!(matches!(told, Err(Closing::Gone)), "{told:?}");
+        assert!(took >= Duration::from_millis(400), "{took:?}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_given_up_before_and_who_takes_it_has_it() {
+        let (told, took) = sent_with(Duration::from_hours(1), impatient(200, 60_000)).await;
+        assert!(matches!(told, Err(Closing::Gone)), "{told:?}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+        let (told, _) = sent_with(Duration::ZERO, impatient(60_000, 60_000)).await;
+        told.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_time_for_all_begins_with_the_end_of_the_program() {
+        let mut patience = impatient(60_000, 1);
+        patience.ended = CancellationToken::new();
+        patience.latest = Instant::now() + Duration::from_hours(1);
+        let ended = patience.ended.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(300)).await;
+            ended.cancel();
+        });
+        let (told, took) = sent_with(Duration::from_millis(1), patience).await;
+        assert!(matches!(told, Err(Closing::Gone)), "{told:?}");
+        assert!(took >= Duration::from_millis(300), "{took:?}");
+    }
+
+    #[test]
+    fn a_refusal_of_a_body_is_short_however_long_its_field_is() {
+        let text = format!("{{\"image\":\"python\",\"{}\":1}}", "x".repeat(1 << 20));
+        let error = ToSupervisor::decode(b'r', text.into_bytes()).unwrap_err();
+        let Closing::Refused(refusal) = Closing::from(error) else {
+            panic!("it is told");
+        };
+        let told = ToClient::Refused(refusal).to_frame();
+        assert!(told.len() < 5000, "{}", told.len());
     }
 }

@@ -1,12 +1,13 @@
 //! Who may connect, and how many at once. Nothing is read from a peer before that is known.
 
 use super::journal::one_line;
-use super::session;
+use super::session::{self, Rights};
 use super::slots::Slot;
 use super::wire::{Message, Refusal, RefusalCode, ToClient};
 use super::{Shared, slots::Slots};
 use crate::sys::endpoint::Access;
 use crate::sys::peer::Peer;
+use rustix::net::SendFlags;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -20,11 +21,11 @@ pub(super) async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => match admit(&stream, &shared) {
-                Ok((peer, slot)) => {
+                Ok((peer, place)) => {
                     let shared = Arc::clone(&shared);
                     tokio::spawn(async move {
-                        session::attend(shared, stream, peer).await;
-                        drop(slot);
+                        session::attend(shared, stream, peer, place.rights).await;
+                        drop(place);
                     });
                 }
                 Err(refusal) => turn_away(&stream, refusal),
@@ -39,8 +40,30 @@ pub(super) async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
+/// A connection's place.
+struct Place {
+    rights: Rights,
+    _slot: Slot,
+}
+
+impl Place {
+    fn of(peer: &Peer, shared: &Shared) -> Option<Self> {
+        let with = |rights| {
+            move |slot| Self {
+                rights,
+                _slot: slot,
+            }
+        };
+        let usual = Slots::take(&shared.connections, peer.uid).map(with(Rights::All));
+        if usual.is_some() || !peer.is_root() {
+            return usual;
+        }
+        Slots::take(&shared.kept, peer.uid).map(with(Rights::NoJobs))
+    }
+}
+
 /// Lets a peer in, with its place among the connections.
-fn admit(stream: &UnixStream, shared: &Shared) -> Result<(Peer, Slot), Refusal> {
+fn admit(stream: &UnixStream, shared: &Shared) -> Result<(Peer, Place), Refusal> {
     let peer = match Peer::of(stream) {
         Ok(peer) => peer,
         Err(error) => {
@@ -69,8 +92,8 @@ fn admit(stream: &UnixStream, shared: &Shared) -> Result<(Peer, Slot), Refusal> 
         };
         return Err(Refusal::new(RefusalCode::Forbidden, message));
     }
-    if let Some(slot) = Slots::take(&shared.connections, peer.uid) {
-        return Ok((peer, slot));
+    if let Some(place) = Place::of(&peer, shared) {
+        return Ok((peer, place));
     }
     shared
         .journal
@@ -96,12 +119,27 @@ fn may_connect(peer: &Peer, access: Access) -> bool {
 fn turn_away(stream: &UnixStream, refusal: Refusal) {
     let frame = ToClient::Refused(refusal).to_frame();
     // The buffer of a new connection is empty, and the frame much smaller; else it hears nothing.
-    drop(stream.try_write(&frame));
+    // Not by tokio, which knows nothing yet of what a new connection takes.
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::send(stream, &frame, flags).ok();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+
+    #[tokio::test]
+    async fn a_refusal_is_there_although_nothing_was_waited_for() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let ours = UnixStream::from_std(ours).unwrap();
+        turn_away(&ours, Refusal::new(RefusalCode::Busy, "come back"));
+        drop(ours);
+        let mut told = Vec::new();
+        theirs.read_to_end(&mut told).unwrap();
+        assert_eq!(told.first(), Some(&b'x'));
+    }
 
     #[test]
     fn root_and_members_may_connect_by_either_kind_of_membership() {

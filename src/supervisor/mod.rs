@@ -41,11 +41,13 @@ use known::Known;
 use pool::Pool;
 use slots::Slots;
 use std::collections::BTreeSet;
+use std::future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Stats;
@@ -91,6 +93,10 @@ pub struct Settings {
 impl Settings {
     /// Connections at once, of all users: each costs a descriptor and some KiB.
     pub const CONNECTIONS: usize = 512;
+
+    /// Connections beyond all bounds for root alone, on which no job is run: whatever others do, and
+    /// root's own clients, root can see what goes on, and drain.
+    pub const KEPT_FOR_ROOT: usize = 16;
 }
 
 /// What jobs are run with.
@@ -146,6 +152,33 @@ pub enum ServeError {
     Wait { source: io::Error },
     #[error("cannot tell the service manager")]
     Notify { source: io::Error },
+    #[error("a task of the service itself has failed")]
+    Task { source: JoinError },
+}
+
+/// A socket at which nobody is let in yet: whoever connects waits.
+///
+/// To be had before anything else of the state directory is touched: nobody has a second one, and so a
+/// supervisor that is started by mistake sweeps nothing away from the first.
+#[derive(Debug)]
+pub struct Door {
+    listener: std::os::unix::net::UnixListener,
+    endpoint: Endpoint,
+}
+
+impl Door {
+    /// Listens.
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`], when a supervisor listens there already for one.
+    pub fn open(settings: &Settings) -> Result<Self, ServeError> {
+        let opened = Endpoint::listen(&settings.socket, settings.access);
+        let (listener, endpoint) = opened.map_err(|source| ServeError::Listen {
+            path: settings.socket.clone(),
+            source,
+        })?;
+        Ok(Self { listener, endpoint })
+    }
 }
 
 /// What every connection shares.
@@ -157,6 +190,8 @@ struct Shared {
     known: Known,
     maxima: Maxima,
     connections: Arc<Slots>,
+    /// Connections beyond these, for root to look and to drain.
+    kept: Arc<Slots>,
     jobs: Arc<Slots>,
     /// Jobs that have ended, and whose sandboxes are still being cleared away.
     clearing: Arc<Slots>,
@@ -170,36 +205,55 @@ struct Shared {
 /// Serves until it is told to end, and nothing is left of the last job.
 ///
 /// # Errors
-/// [`ServeError`] when it cannot begin to.
-pub async fn serve(settings: Settings, host: Host, stop: Stop) -> Result<(), ServeError> {
-    let (listener, endpoint) =
-        Endpoint::listen(&settings.socket, settings.access).map_err(|source| {
-            ServeError::Listen {
-                path: settings.socket.clone(),
-                source,
-            }
-        })?;
+/// [`ServeError`] when it cannot begin to, or not go on.
+pub async fn serve(
+    door: Door,
+    settings: Settings,
+    host: Host,
+    stop: Stop,
+) -> Result<(), ServeError> {
+    let ended = let_in(door, settings, host, stop).await;
+    journal::flush();
+    ended
+}
+
+async fn let_in(door: Door, settings: Settings, host: Host, stop: Stop) -> Result<(), ServeError> {
+    let Door { listener, endpoint } = door;
     let listener =
         UnixListener::from_std(listener).map_err(|source| ServeError::Wait { source })?;
     let state_dir = host.state_dir.clone();
     let shared = Arc::new(Shared::new(&settings, host, stop));
-    let tasks = [
-        tokio::spawn(listen::accept(listener, Arc::clone(&shared))),
-        tokio::spawn(sweep(state_dir, Arc::clone(&shared))),
-        tokio::spawn(tell(Arc::clone(&shared))),
-        tokio::spawn(live()),
-    ];
+    let mut tasks = JoinSet::new();
+    tasks.spawn(listen::accept(listener, Arc::clone(&shared)));
+    tasks.spawn(sweep(state_dir, Arc::clone(&shared)));
+    tasks.spawn(tell(Arc::clone(&shared)));
+    tasks.spawn(live());
     notify::ready(&shared.status()).map_err(|source| ServeError::Notify { source })?;
     shared.report_begin(&settings);
-    shared.stop.draining.cancelled().await;
+    let failed = tokio::select! {
+        () = shared.stop.draining.cancelled() => None,
+        error = failure(&mut tasks) => Some(error),
+    };
+    if let Some(error) = &failed {
+        journal::error(&format!("a task of the service itself has failed: {error}"));
+        shared.stop.now();
+    }
     shared.end().await;
     // Nobody is to connect to what does not listen any more.
     drop(endpoint);
-    for task in tasks {
-        task.abort();
-    }
+    drop(tasks);
     journal::info("ended");
-    Ok(())
+    failed.map_or(Ok(()), |source| Err(ServeError::Task { source }))
+}
+
+/// Waits until one of these tasks has not just ended, but failed.
+async fn failure(tasks: &mut JoinSet<()>) -> JoinError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return error;
+        }
+    }
+    future::pending().await
 }
 
 impl Shared {
@@ -211,6 +265,10 @@ impl Shared {
             known: Known::new(host.images),
             maxima: host.maxima,
             connections: Slots::new(settings.connections),
+            kept: Slots::new(Caps {
+                all: Settings::KEPT_FOR_ROOT,
+                per_user: Settings::KEPT_FOR_ROOT,
+            }),
             jobs: Slots::new(settings.jobs),
             clearing: Slots::new(settings.jobs),
             exchanges: Slots::new(settings.connections),
@@ -287,7 +345,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: milliseconds(self.figures.uptime()),
             draining: self.stop.is_draining(),
-            connections: self.connections.taken() as u64,
+            connections: (self.connections.taken() + self.kept.taken()) as u64,
             running,
             max_jobs: self.jobs.all() as u64,
             ended: self.figures.ended(),
@@ -378,5 +436,21 @@ async fn live() {
         ticks.tick().await;
         // A service manager that does not hear it acts on that.
         drop(notify::alive());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed_and_one_that_ends_is_not() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        let unnoticed = timeout(Duration::from_millis(50), failure(&mut tasks)).await;
+        assert!(unnoticed.is_err());
+        tasks.spawn(future::pending());
+        tasks.spawn(async { panic!("on purpose") });
+        assert!(failure(&mut tasks).await.is_panic());
     }
 }

@@ -13,16 +13,27 @@ use tokio::net::UnixStream;
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: Peer,
+    pub(super) rights: Rights,
     pub(super) ears: Ears,
     pub(super) mouth: Mouth,
 }
 
+/// What may be asked for on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// Whatever its peer may.
+    All,
+    /// The same but jobs: it is there for looking and draining when all others are taken.
+    NoJobs,
+}
+
 /// Talks to a peer that was let in, until either closes.
-pub(super) async fn attend(shared: Arc<Shared>, stream: UnixStream, peer: Peer) {
+pub(super) async fn attend(shared: Arc<Shared>, stream: UnixStream, peer: Peer, rights: Rights) {
     let (from, to) = stream.into_split();
     let mut session = Session {
         shared,
         peer,
+        rights,
         ears: Ears::new(from),
         mouth: Mouth::new(to),
     };

@@ -7,14 +7,16 @@
 //! [`docs/supervisor-protocol.md`]: https://github.com/tako-vm/tako-vm/blob/main/docs/supervisor-protocol.md
 
 use crate::job::{
-    Artifact, Captured, Exception, InputFile, JobRequest, Outcome, Phase, ResourceUsage, Skipped,
-    Start, Termination, Timing,
+    Artifact, Captured, Exception, InputFile, JobRequest, MAX_FILES, MAX_VARIABLES, Outcome, Phase,
+    ResourceUsage, Skipped, Start, Termination, Timing,
 };
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::borrow::Cow;
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -244,10 +246,10 @@ pub struct Run {
     #[serde(default)]
     pub input_bytes: Option<u64>,
     /// Further files of `/input`, whose bytes follow in this order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<MAX_FILES, _, _>")]
     pub files: Vec<FileSize>,
     /// Variables of the program's environment: name, value.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "at_most::<MAX_VARIABLES, _, _>")]
     pub environment: Vec<(String, String)>,
     /// Bytes of memory.
     #[serde(default)]
@@ -274,6 +276,37 @@ pub struct FileSize {
     pub name: String,
     /// Bytes.
     pub size: u64,
+}
+
+/// A list that is given up at the first item too many: a byte or two of JSON can be an item of fifty
+/// bytes here.
+fn at_most<'de, const MOST: usize, T, D>(from: D) -> Result<Vec<T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    from.deserialize_seq(AtMost::<MOST, T>(PhantomData))
+}
+
+struct AtMost<const MOST: usize, T>(PhantomData<T>);
+
+impl<'de, const MOST: usize, T: Deserialize<'de>> Visitor<'de> for AtMost<MOST, T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "an array of at most {MOST}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+        let mut taken = Vec::new();
+        while let Some(item) = items.next_element()? {
+            if taken.len() == MOST {
+                return Err(A::Error::invalid_length(MOST + 1, &self));
+            }
+            taken.push(item);
+        }
+        Ok(taken)
+    }
 }
 
 /// Bytes of a program at most, whatever it says: a little above what a job may have.
@@ -447,13 +480,28 @@ impl Refusal {
         }
     }
 
+    /// That of a conversation that does not hold to the protocol, with what more there is to say.
+    pub fn protocol(message: impl Into<String>, detail: String) -> Self {
+        Self {
+            problems: vec![shortened(detail)],
+            ..Self::new(RefusalCode::Protocol, message)
+        }
+    }
+
     /// That of a defect of ours, of which the supervisor's log knows more.
     pub fn internal() -> Self {
         Self::new(RefusalCode::Internal, "the supervisor failed: see its log")
     }
+
+    /// The same, with what failed. Causes are for the log alone: places of this host are in them.
+    pub fn failed(what: impl fmt::Display) -> Self {
+        let message = format!("the supervisor failed: {what}; its log says more");
+        Self::new(RefusalCode::Internal, message)
+    }
 }
 
-fn shortened(text: String) -> String {
+/// A text that may be a client's, as much of it as is kept.
+pub(super) fn shortened(text: String) -> String {
     match text.char_indices().nth(MAX_PROBLEM) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,
@@ -912,6 +960,34 @@ mod tests {
         assert_eq!(incoming.missing(), 0);
         let back = incoming.into_request().unwrap();
         assert_eq!(format!("{back:?}"), format!("{request:?}"));
+    }
+
+    #[test]
+    fn a_list_is_given_up_at_the_first_item_too_many() {
+        let body = |variables: usize, files: usize| {
+            let variables = vec![r#"["a","b"]"#; variables].join(",");
+            let files = vec![r#"{"name":"a","size":1}"#; files].join(",");
+            format!(
+                r#"{{"image":"p","code_bytes":1,"environment":[{variables}],"files":[{files}]}}"#
+            )
+        };
+        let decode = |text: String| ToSupervisor::decode(RUN, text.into_bytes());
+        let Ok(ToSupervisor::Run(run)) = decode(body(MAX_VARIABLES, MAX_FILES)) else {
+            panic!("as many as may be");
+        };
+        assert_eq!(run.environment.len(), MAX_VARIABLES);
+        assert_eq!(run.files.len(), MAX_FILES);
+        for (variables, files, most) in [
+            (MAX_VARIABLES + 1, 0, "at most 256"),
+            (200_000, 0, "at most 256"),
+            (0, MAX_FILES + 1, "at most 100"),
+        ] {
+            let Err(WireError::Body { source }) = decode(body(variables, files)) else {
+                panic!("one too many");
+            };
+            assert!(source.to_string().contains(most), "{source}");
+            assert!(source.column() < 4000, "{source}");
+        }
     }
 
     #[test]

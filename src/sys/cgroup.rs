@@ -18,7 +18,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// The directory, below the root of each hierarchy, in which all leaves lie.
@@ -506,7 +506,7 @@ fn own_procs(hierarchy: &Hierarchy) -> Option<PathBuf> {
 #[derive(Debug)]
 pub struct Expedited {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread>,
 }
 
 impl Expedited {
@@ -514,12 +514,15 @@ impl Expedited {
         let stop = Arc::new(AtomicBool::new(false));
         let procs = own.and_then(|path| OpenOptions::new().write(true).open(path).ok());
         let stopped = Arc::clone(&stop);
-        let thread = procs.map(|mut procs| {
-            std::thread::spawn(move || {
+        let thread = procs.and_then(|mut procs| {
+            let again = move || {
                 while !stopped.load(Ordering::Relaxed) && procs.write_all(b"0").is_ok() {
                     std::thread::park_timeout(EXPEDITE_EVERY);
                 }
-            })
+            };
+            // There may be as many threads as may be.
+            let spawned = std::thread::Builder::new().spawn(again).ok()?;
+            Some(spawned.thread().clone())
         });
         Self { stop, thread }
     }
@@ -528,10 +531,9 @@ impl Expedited {
 impl Drop for Expedited {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It has nothing to say, not even by a panic.
-            thread.join().ok();
+        // Not waited for: the kernel may have it wait, and it has nothing to say.
+        if let Some(thread) = &self.thread {
+            thread.unpark();
         }
     }
 }
@@ -1287,6 +1289,28 @@ mod tests {
         settled(true, Frost::Frozen).unwrap();
         let error = settled(false, Frost::Thawed).unwrap_err().to_string();
         assert!(error.ends_with("is not thawed after 3ms"), "{error}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_move_that_the_kernel_lets_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let procs = directory.path().join("cgroup.procs");
+        nix::unistd::mkfifo(&procs, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let full = options.open(&procs).unwrap();
+        let size = nix::fcntl::fcntl(&full, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+        (&full)
+            .write_all(&vec![0; usize::try_from(size).unwrap()])
+            .unwrap();
+        let expedited = Expedited::start(Some(&procs));
+        std::thread::sleep(Duration::from_millis(20));
+        let (dropped, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(expedited);
+            dropped.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
     }
 
     #[test]

@@ -26,6 +26,11 @@ async fn every_bad_field_of_a_job_is_named_at_once_by_whoever_checks_it() {
     };
     assert_eq!(problems.problems.len(), 7, "{problems:?}");
     assert!(matches!(sandbox().start("").await, Err(Error::Job(_))));
+    // More than a supervisor reads.
+    let job = (0..257).fold(Job::new("1"), |job, n| job.env(format!("N{n}"), ""));
+    let error = sandbox().run(job).await.unwrap_err();
+    assert!(matches!(error, Error::Job(_)), "{error:?}");
+    assert!(error.to_string().contains("at most 256"), "{error}");
 }
 
 #[tokio::test]

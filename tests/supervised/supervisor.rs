@@ -2,6 +2,7 @@
 
 use crate::host::state_dir;
 use std::fs::{self, File, Permissions};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ impl Supervisor {
             directory,
         };
         let begun = Instant::now();
-        while UnixStream::connect(supervisor.socket()).is_err() {
+        while !answers(&supervisor.socket()) {
             let log = || fs::read_to_string(supervisor.directory.join("log"));
             assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", log());
             std::thread::sleep(Duration::from_millis(5));
@@ -72,6 +73,16 @@ impl Supervisor {
     pub(crate) fn binary(&self) -> PathBuf {
         self.directory.join("tako-vm")
     }
+}
+
+/// Whether a supervisor that has begun to serve is there. One that has not lets those who connect wait.
+fn answers(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
+    let patience = Duration::from_secs(20);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.read_exact(&mut [0]).is_ok()
 }
 
 /// The group whose members may use a supervisor.

@@ -4,6 +4,7 @@ use crate::client::Client;
 use crate::host;
 use nix::sys::signal::Signal;
 use std::fs::{self, File, Permissions};
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ impl Daemon {
             directory,
         };
         let socket = daemon.socket();
-        let listens = || UnixStream::connect(&socket).is_ok();
+        let listens = || answers(&socket);
         wait_for(
             PATIENCE,
             || listens() || daemon.child.try_wait().unwrap().is_some(),
@@ -138,8 +139,17 @@ impl Daemon {
 
     /// Bytes of memory that are its own, or the program's that it is.
     pub(crate) fn memory(&self) -> u64 {
+        self.bytes_of("VmRSS:")
+    }
+
+    /// The most that it ever had.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        self.bytes_of("VmHWM:")
+    }
+
+    fn bytes_of(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
         let kilobytes = line.unwrap().split_whitespace().next().unwrap();
         kilobytes.parse::<u64>().unwrap() << 10
     }
@@ -155,6 +165,15 @@ impl Drop for Daemon {
         drop(self.child.wait());
         drop(tako_vm::sandbox::sweep(&self.state()));
     }
+}
+
+/// Whether a supervisor that has begun to serve is there. One that has not lets those who connect wait.
+fn answers(socket: &Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_exact(&mut [0]).is_ok()
 }
 
 /// Waits until something is so; otherwise says what is.

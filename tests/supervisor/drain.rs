@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+use tako_vm::sys::process;
 
 const ENDLESS: &str = "import time\nprint('up', flush=True)\ntime.sleep(1000)";
 
@@ -111,6 +112,20 @@ fn a_second_supervisor_at_the_same_socket_is_refused_and_the_first_goes_on() {
     assert_eq!(second.status.code(), Some(125));
     let said = String::from_utf8(second.stderr).unwrap();
     assert!(said.contains("a supervisor is listening at"), "{said}");
+    // Before it has touched anything, also where that would be nobody's.
+    let elsewhere = daemon::place("");
+    let third = process::program(env!("CARGO_BIN_EXE_tako-vm"))
+        .arg("supervisor")
+        .arg("--socket")
+        .arg(daemon.socket())
+        .arg("--config")
+        .arg(elsewhere.path().join("config.yaml"))
+        .arg("--state-dir")
+        .arg(elsewhere.path().join("state"))
+        .output()
+        .unwrap();
+    assert_eq!(third.status.code(), Some(125));
+    assert!(!elsewhere.path().join("state/sandboxes").exists());
     assert_eq!(client.run("print(1)").stdout(), "1\n");
     assert_eq!(daemon.connect().run("print(2)").stdout(), "2\n");
 }

@@ -254,6 +254,11 @@ fn an_image_that_is_not_there_or_not_any_more_is_refused() {
         job["image"] = image.into();
         let refusal = client.refused(&job, b"print(1)");
         assert_eq!(refusal["code"], "image", "{refusal}");
+        // Nothing of what else there is.
+        let state = daemon.state().display().to_string();
+        for untold in [state.as_str(), "there is: `"] {
+            assert!(!refusal.to_string().contains(untold), "{refusal}");
+        }
     }
     assert_eq!(client.run("print(1)").stdout(), "1\n");
     let manifest = daemon.state().join("images/python.json");

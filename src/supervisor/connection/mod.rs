@@ -14,6 +14,7 @@ use super::wire::{
     ToSupervisor, WireError,
 };
 use crate::job::{Captured, Outcome};
+use crate::sys::endpoint;
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -97,12 +98,13 @@ impl ConnectionError {
 
 /// Connects to a supervisor, without a word so far.
 ///
-/// This blocks until the supervisor's listener has room for one more.
+/// This blocks until the supervisor's listener has room for one more, but not for ever: after a second
+/// it is an error of the kind [`io::ErrorKind::WouldBlock`].
 ///
 /// # Errors
 /// [`ConnectionError::Connect`].
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectionError> {
-    UnixStream::connect(path).map_err(|source| ConnectionError::Connect {
+    endpoint::connect(path, CROWDED).map_err(|source| ConnectionError::Connect {
         path: path.to_owned(),
         source,
     })
