@@ -32,7 +32,8 @@ help:
 	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make mutants every control taken out once, and the test that must fail then"
-	@echo "make soak    mutants, 10 minutes of each fuzz target, the tests twenty times, benchmarks"
+	@echo "make soak    mutants, 10 minutes of each fuzz target, the tests twenty times, 10,000 jobs and"
+	@echo "             100 deaths of the supervisor, benchmarks"
 	@echo "state lies in $(STATE); change it with STATE=DIR"
 
 demo: setup
@@ -79,6 +80,9 @@ soak: setup-data test-deps
 	  echo "soak: round $$round of 20 of the tests, $$(date +%H:%M)"; \
 	  cargo test --locked --workspace -- --include-ignored || exit 1; \
 	done
+	@echo "soak: 10,000 jobs of all kinds, 100 deaths of the supervisor"
+	TAKO_VM_SOAK_JOBS=10000 TAKO_VM_SOAK_KILLS=100 \
+	  cargo test --locked --test soak -- --include-ignored --nocapture --test-threads 1
 	@echo "soak: benchmarks"
 	$(MAKE) bench
 

@@ -156,6 +156,10 @@ impl Sandboxes {
         let Runtime::Gvisor(runsc) = &self.runtime else {
             return Err(CheckpointError::Container);
         };
+        // Short, and nothing stops it half-way: at the low weight it would hold up the end of everything.
+        sandbox
+            .hurry()
+            .map_err(|source| CheckpointError::Sandbox(SandboxError::Cgroup(source)))?;
         let mut command = runsc.checkpoint(&sandbox.places(), directory, sandbox.id());
         let written = process::blocking(|| process::run_within(&mut command, CHECKPOINT));
         clear(sandbox).await.map_err(CheckpointError::Sandbox)?;

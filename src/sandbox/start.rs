@@ -214,6 +214,11 @@ impl Sandbox {
         self.hurry()
     }
 
+    /// Gives it the weight of a job.
+    pub(super) fn hurry(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.record.leaf.set_urgency(Urgency::Job)
+    }
+
     /// Stops everything in the cgroup where it is.
     pub(super) fn freeze(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.freeze()

@@ -155,10 +155,18 @@ impl Client {
         self.receive().unwrap()
     }
 
-    /// Runs a program to its end.
+    /// Runs a program to its end, as soon as there is a place: that of a job is free a moment after it
+    /// has ended.
     pub(crate) fn run(&mut self, code: &str) -> Ran {
-        self.submit(&announcement(code), code.as_bytes());
-        self.finish()
+        loop {
+            self.submit(&announcement(code), code.as_bytes());
+            let answer = self.receive().expect("the connection is open");
+            if answer.kind == 'a' {
+                return self.finish();
+            }
+            assert_eq!(answer.refusal()["code"], "busy");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Why a program is not run.

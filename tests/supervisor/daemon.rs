@@ -16,20 +16,28 @@ use tempfile::TempDir;
 /// How long a supervisor may take to begin or to end: it starts no sandbox for that.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Keeps the pool empty.
+pub(crate) const NOTHING_READY: &str = "pool: {maximum: 0}\n";
+
 pub(crate) struct Daemon {
     child: Child,
     directory: TempDir,
 }
 
 impl Daemon {
-    /// One with the defaults.
+    /// One with the defaults, but nothing ready: what there is belongs to a job.
     pub(crate) fn start() -> Self {
         Self::with("")
     }
 
-    /// One with this configuration.
+    /// One with this configuration, and nothing ready.
     pub(crate) fn with(config: &str) -> Self {
-        Self::in_directory(place(config), |_| {})
+        Self::in_directory(place(&format!("{config}{NOTHING_READY}")), |_| {})
+    }
+
+    /// One with this below `pool` in its configuration.
+    pub(crate) fn with_pool(keys: &str) -> Self {
+        Self::in_directory(place(&format!("pool: {{{keys}}}\n")), |_| {})
     }
 
     /// One whose command is changed before it is started.

@@ -15,5 +15,6 @@ mod drain;
 mod host;
 mod hostile;
 mod peers;
+mod pool;
 mod service;
 mod vectors;

@@ -1,7 +1,7 @@
 //! What a client may ask for, and what it gets.
 
 use crate::client::{Client, announcement};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, wait_for};
 use crate::host::on_this_host;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -44,6 +44,9 @@ fn jobs_come_one_after_the_other_on_a_connection_and_each_says_how_it_ended() {
         killed.end["termination"],
         json!({"how": "signalled", "signal": 9})
     );
+    // An end is told before the sandbox is cleared away, and counted after that.
+    daemon.assert_empty_within(PROMISE);
+    wait_for(PROMISE, || client.stats()["running"] == 0, String::new);
     let stats = client.stats();
     assert_eq!(
         (&stats["ended"], &stats["connections"]),
@@ -323,6 +326,8 @@ fn four_clients_at_once_each_get_their_own() {
             });
         }
     });
-    assert_eq!(daemon.connect().stats()["ended"], 12);
+    let mut client = daemon.connect();
+    wait_for(PROMISE, || client.stats()["running"] == 0, String::new);
+    assert_eq!(client.stats()["ended"], 12);
     daemon.assert_empty_within(PROMISE);
 }

@@ -8,15 +8,21 @@ use crate::sandbox::Sandboxes;
 use crate::sys::digest::Digest;
 use crate::sys::host;
 use crate::sys::place::{self, PlaceError};
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// A file beside the checkpoints, by which supervisors know of each other.
+const LOCK: &str = "lock";
 
 /// Where checkpoints lie.
 #[derive(Debug)]
 pub(super) struct Checkpoints {
     directory: PathBuf,
     /// Locked, shared, by every supervisor that uses what lies there; alone by one that removes.
-    lock: Option<File>,
+    lock: OnceLock<Option<File>>,
     /// What all of this host and this `tako-vm` have in common.
     common: String,
 }
@@ -28,7 +34,7 @@ impl Checkpoints {
         let processor = host::cpu_features().unwrap_or_default();
         Self {
             directory: state_dir.join("checkpoints"),
-            lock: lock(&state_dir.join("checkpoints.lock")),
+            lock: OnceLock::new(),
             common: format!(
                 "{runtime}\n{processor}\n{}\n{}\n",
                 tako_guest::PROTOCOL,
@@ -40,7 +46,11 @@ impl Checkpoints {
     /// Where that of a profile lies, if it can be told.
     pub(super) fn path(&self, sandboxes: &Sandboxes, profile: &Profile) -> Option<PathBuf> {
         let shape = sandboxes.shape(&profile.path, &profile.limits).ok()?;
-        let all = format!("{}{}\n{shape}", self.common, profile.digest);
+        // A guest is told of its memory by its cgroup, of which the shape says nothing.
+        let all = format!(
+            "{}{}\n{:?}\n{shape}",
+            self.common, profile.digest, profile.limits
+        );
         Some(self.directory.join(Digest::of(all.as_bytes()).to_string()))
     }
 
@@ -50,10 +60,20 @@ impl Checkpoints {
         place::partial_directory(&self.directory)
     }
 
+    /// Gives one that was written to root alone.
+    pub(super) fn close(directory: &Path) -> Result<(), PlaceError> {
+        for path in place::entries(directory)? {
+            fs::set_permissions(&path, Permissions::from_mode(0o600))
+                .map_err(|source| PlaceError::Write { path, source })?;
+        }
+        Ok(())
+    }
+
     /// Removes all but these, and what was never finished if `unfinished`. Where another supervisor
     /// uses the same directory, all stays: it may need what we do not know.
     pub(super) fn keep(&self, kept: &[PathBuf], unfinished: bool) -> Result<(), PlaceError> {
-        let Some(lock) = &self.lock else {
+        let locked = || lock(&self.directory).ok();
+        let Some(lock) = self.lock.get_or_init(locked) else {
             return Ok(());
         };
         let alone = lock.try_lock();
@@ -73,7 +93,8 @@ impl Checkpoints {
             place::unfinished(&self.directory)?
         };
         for entry in place::entries(&self.directory)? {
-            if !kept.contains(&entry) && !being_written.contains(&entry) {
+            let is_lock = entry.file_name().is_some_and(|name| name == LOCK);
+            if !is_lock && !kept.contains(&entry) && !being_written.contains(&entry) {
                 place::remove(&entry)?;
             }
         }
@@ -82,10 +103,11 @@ impl Checkpoints {
 }
 
 /// The lock, shared. Without it nothing is removed.
-fn lock(path: &Path) -> Option<File> {
+fn lock(directory: &Path) -> io::Result<File> {
+    place::directory(directory).map_err(io::Error::other)?;
     let mut options = File::options();
-    let file = options.create(true).truncate(false).write(true).open(path);
-    let file = file.ok()?;
-    file.lock_shared().ok()?;
-    Some(file)
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(directory.join(LOCK))?;
+    file.lock_shared()?;
+    Ok(file)
 }

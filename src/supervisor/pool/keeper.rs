@@ -1,6 +1,7 @@
 //! Whoever keeps sandboxes ready: retires, freezes and thaws, makes new ones, makes checkpoints.
 
 use super::super::journal::{self, one_line};
+use super::checkpoint::Checkpoints;
 use super::rack::{Profile, Waiting};
 use super::{AtWork, Shared, discard};
 use crate::image::Reference;
@@ -23,8 +24,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long an image that is there and of no use is left alone: looking at it may mean to hash it.
 const LEFT_ALONE: Duration = Duration::from_mins(1);
 
-/// Configured profiles that cannot be kept ready, and since when: told once.
-type Missing = BTreeMap<String, Instant>;
+/// Configured profiles that cannot be kept ready: with which digest, if any, and since when.
+type Missing = BTreeMap<String, (Option<String>, Instant)>;
 
 /// Keeps the pool until it ends.
 pub(super) async fn keep(at_work: AtWork) {
@@ -55,10 +56,11 @@ fn stand(shared: &Shared, missing: &mut Missing) {
         if shared.racks().stands(name, limits) {
             continue;
         }
-        let is_there = (name.parse::<Reference>().ok())
-            .is_some_and(|reference| shared.images.manifest_exists(&reference.name).is_ok());
+        let digest = digest_of(shared, name);
         let known = missing.get(name);
-        if known.is_some_and(|since| !is_there || since.elapsed() < LEFT_ALONE) {
+        if known.is_some_and(|(before, since)| {
+            *before == digest && (digest.is_none() || since.elapsed() < LEFT_ALONE)
+        }) {
             continue;
         }
         match process::blocking(|| shared.images.find(name)) {
@@ -68,19 +70,20 @@ fn stand(shared: &Shared, missing: &mut Missing) {
                 shared.racks().stand(Profile::new(&image, path, limits));
             }
             Err(error) => {
-                // One that was not there is looked at as soon as it is.
-                let since = Instant::now();
-                let since = if is_there {
-                    since
-                } else {
-                    since.checked_sub(LEFT_ALONE).unwrap_or(since)
-                };
-                if missing.insert(name.clone(), since).is_none() {
+                let now = (digest, Instant::now());
+                if missing.insert(name.clone(), now).is_none() {
                     journal::warn(&format!("keeps none ready: {}", one_line(&error)));
                 }
             }
         }
     }
+}
+
+/// The digest of an image according to its manifest, if it has a valid one.
+fn digest_of(shared: &Shared, name: &str) -> Option<String> {
+    let name = name.parse::<Reference>().ok()?.name;
+    let manifest = process::blocking(|| shared.images.manifest(&name)).ok()?;
+    Some(manifest.digest.to_string())
 }
 
 /// Removes checkpoints of what is not as it was, or not in use.
@@ -105,10 +108,7 @@ fn look_at_images(shared: &Shared) {
         if digests.contains_key(&profile.name) {
             continue;
         }
-        let manifest = (profile.name.parse().ok())
-            .and_then(|name| process::blocking(|| shared.images.manifest(&name)).ok());
-        let digest = manifest.map(|manifest| manifest.digest.to_string());
-        digests.insert(profile.name.clone(), digest);
+        digests.insert(profile.name.clone(), digest_of(shared, &profile.name));
     }
     for (profile, rack) in shared.racks().iter_mut() {
         // One that a job has opened meanwhile was looked at by that job.
@@ -226,7 +226,12 @@ impl Drop for Begun {
 /// Makes one sandbox and puts it on its rack.
 async fn make(begun: Begun) {
     let (shared, profile) = (&begun.at_work.0, &begun.profile);
-    let left = match make_one(shared, profile).await {
+    let made = tokio::select! {
+        made = make_one(shared, profile) => made,
+        // Dropped, it is killed: at its low weight it may take long on a busy host, and nobody wants it.
+        () = shared.ended.cancelled() => return,
+    };
+    let left = match made {
         Ok(ready) => {
             shared.on_rack(profile, |rack| rack.trouble = None);
             put(shared, profile, ready)
@@ -331,7 +336,10 @@ async fn make_checkpoint(
     let partial = process::blocking(|| shared.checkpoints.begin())?;
     let ready = start(shared, profile).await?;
     shared.sandboxes.checkpoint(ready, partial.path()).await?;
-    process::blocking(|| place::publish_directory(partial.path(), path))?;
+    process::blocking(|| {
+        Checkpoints::close(partial.path())?;
+        place::publish_directory(partial.path(), path)
+    })?;
     // It has another name now.
     drop(partial.keep());
     Ok(())

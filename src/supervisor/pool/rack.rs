@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// What a ready sandbox is taken to use until some have been looked at.
 const USUAL_BYTES: u64 = 32 << 20;
 
+/// How long one is taken to take until some have been made.
+const USUAL_TIME: Duration = Duration::from_millis(500);
+
 /// How many wait thawed, at the front: thawing takes some milliseconds, and an idle sentry some CPU
 /// time.
 pub(super) const THAWED: usize = 2;
@@ -247,6 +250,8 @@ impl Racks {
             forgotten = ready;
         }
         let rack = self.all.entry(Arc::clone(profile)).or_default();
+        // Its image was looked at just now.
+        rack.outdated = false;
         rack.arrivals.one_more(Instant::now());
         AskedFor {
             has_rack: true,
@@ -466,6 +471,9 @@ impl Ways {
             Some(_) if !self.restored.is_empty() => &self.restored,
             _ => &self.cold,
         };
+        if used.is_empty() {
+            return USUAL_TIME;
+        }
         median(used)
     }
 }
@@ -496,6 +504,54 @@ mod tests {
         assert_eq!(target(100.0, 2, 16), 16);
         assert_eq!(target(f64::INFINITY, 2, 16), 16);
         assert_eq!(target(0.0, 2, 1), 1);
+    }
+
+    fn profile(megabytes: u64) -> Arc<Profile> {
+        Arc::new(Profile {
+            name: "python".to_owned(),
+            digest: "d".to_owned(),
+            path: "p".into(),
+            limits: Limits {
+                memory_bytes: megabytes << 20,
+                ..Limits::default()
+            },
+        })
+    }
+
+    #[test]
+    fn there_are_only_so_many_racks_and_one_that_is_not_used_makes_room() {
+        let mut racks = Racks::new(1 << 30);
+        racks.stand(Profile::clone(&profile(1)));
+        for megabytes in 2..=MAX_PROFILES as u64 {
+            assert!(racks.asked_for(&profile(megabytes)).has_rack);
+        }
+        let (new, old) = (profile(1000), profile(2));
+        assert!(!racks.asked_for(&new).has_rack);
+        assert!(racks.get(&new).is_none());
+        // One that is being made, and one that stands, have to stay.
+        let long_ago = Instant::now().checked_sub(2 * UNUSED);
+        for kept in [profile(1), profile(3)] {
+            let rack = racks.get(&kept).unwrap();
+            rack.arrivals.last = long_ago;
+            rack.starting = 1;
+        }
+        assert!(!racks.asked_for(&new).has_rack);
+        racks.get(&old).unwrap().arrivals.last = long_ago;
+        assert!(racks.asked_for(&new).has_rack);
+        assert!(racks.get(&old).is_none());
+        assert_eq!(racks.profiles().len(), MAX_PROFILES);
+        // What was begun for a rack that is gone by then counts nowhere.
+        racks.begun_one_ends(&old);
+        racks.begun_one_ends(&new);
+        assert_eq!(racks.starting(), 2);
+    }
+
+    #[test]
+    fn a_profile_without_a_floor_is_kept_ready_once_it_is_used() {
+        let mut arrivals = Arrivals::default();
+        arrivals.one_more(Instant::now());
+        let ahead = arrivals.rate(Instant::now()) * Ways::default().usual_time().as_secs_f64();
+        assert_eq!(target(ahead, 0, 16), 1);
     }
 
     #[test]
@@ -529,9 +585,11 @@ mod tests {
             ways.restored(SECOND / 2);
         }
         assert!(ways.checkpoint_to_use().is_some());
+        let mut checkpoint = None;
         for _ in 0..MAX_FAILURES {
-            ways.failed();
+            checkpoint = ways.failed();
         }
+        assert_eq!(checkpoint, Some("c".into()));
         assert_eq!(ways.checkpoint_to_use(), None);
     }
 }
