@@ -42,7 +42,7 @@ test: root lint doc setup-data test-deps
 	cargo test --locked --workspace -- --include-ignored
 
 bench: setup-data test-deps
-	$(TAKO_VM) bench --compare --jobs 300 --duration 60
+	$(TAKO_VM) bench --compare --jobs 300 --duration 60 --density 100
 	cargo bench --locked --bench kill
 	cargo bench --locked --bench pure
 
