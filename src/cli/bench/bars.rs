@@ -301,4 +301,50 @@ mod tests {
         // Without native Python there is nothing to say of it.
         assert!(warm_and_native(&comparison).is_none());
     }
+
+    #[test]
+    fn a_hundred_have_to_answer_and_to_fit() {
+        let all = Density {
+            asked: 50,
+            ready: 50,
+            answered: 50,
+            cgroup_mib: 2000.0,
+            proportional_mib: 1500.0,
+            ..Density::default()
+        };
+        assert!(room(&all).met && idle(&all).met);
+        assert!(frozen(&all).is_none(), "none was watched");
+        let large = Density {
+            proportional_mib: 2049.0,
+            ..all
+        };
+        assert!(!room(&large).met && !idle(&large).met);
+        let silent = Density {
+            answered: 49,
+            proportional_mib: 1500.0,
+            ..large
+        };
+        assert!(!room(&silent).met && idle(&silent).met);
+    }
+
+    #[test]
+    fn imports_count_by_the_better_start() {
+        let mut measured = SideBySide {
+            image: IMPORTS.0.to_owned(),
+            ..SideBySide::default()
+        };
+        let mut record = |start, milliseconds| {
+            let time = Duration::from_millis(milliseconds);
+            measured.latency_ms.record(Some(start), time);
+        };
+        record("cold", 1000);
+        record("restored", 500);
+        assert!(!imports(&measured).unwrap().met);
+        measured
+            .latency_ms
+            .record(Some("warm"), Duration::from_millis(10));
+        assert!(imports(&measured).unwrap().met);
+        measured.image = "python".to_owned();
+        assert!(imports(&measured).is_none());
+    }
 }

@@ -33,18 +33,18 @@ const REST: Duration = Duration::from_secs(2);
 pub(super) struct Density {
     pub(super) asked: u32,
     pub(super) ready: u32,
-    filled_s: f64,
+    pub(super) filled_s: f64,
     /// As their cgroups count it.
     pub(super) cgroup_mib: f64,
     /// As their processes share it.
     pub(super) proportional_mib: f64,
     /// Of the supervisor.
-    supervisor_mib: f64,
+    pub(super) supervisor_mib: f64,
     /// How many were frozen, all of them watched together.
     pub(super) frozen: u32,
-    watched_s: f64,
-    frozen_cpu_ms: f64,
-    supervisor_cpu_ms: f64,
+    pub(super) watched_s: f64,
+    pub(super) frozen_cpu_ms: f64,
+    pub(super) supervisor_cpu_ms: f64,
     /// Jobs that a waiting sandbox has answered.
     pub(super) answered: u64,
     pub(super) latency_ms: ByStart,

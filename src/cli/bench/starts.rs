@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Debug, Default, Serialize)]
 pub(super) struct SideBySide {
     pub(super) image: String,
-    code: String,
+    pub(super) code: String,
     pub(super) latency_ms: ByStart,
 }
 
