@@ -28,7 +28,7 @@ export TAKO_VM_STATE_DIR = $(STATE)
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
 	@echo "make test    the same, and every check: format, lints, docs, unit, integration and root tests"
-	@echo "make bench   latency and throughput against other ways to run Python, and 1,000 kills"
+	@echo "make bench   latency, throughput and memory, against other ways to run Python, and 1,000 kills"
 	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make mutants every control taken out once, and the test that must fail then"
@@ -43,7 +43,7 @@ test: root lint doc setup-data test-deps
 	cargo test --locked --workspace -- --include-ignored
 
 bench: setup-data test-deps
-	$(TAKO_VM) bench --compare --jobs 300 --duration 60
+	$(TAKO_VM) bench --compare --jobs 300 --duration 60 --density 100
 	cargo bench --locked --bench kill
 	cargo bench --locked --bench pure
 

@@ -172,7 +172,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             full_runtime()?.block_on(doctor::run(&arguments, &state_dir, file, &config))
         }
         Subcommands::Bench(arguments) => {
-            full_runtime()?.block_on(bench::run(&arguments, &absolute(state_dir)?, file))
+            full_runtime()?.block_on(bench::run(&arguments, state_dir, file))
         }
         Subcommands::Setup(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, config()?);

@@ -31,6 +31,7 @@ pub struct SandboxBuilder {
     state_dir: Option<PathBuf>,
     config: Option<PathBuf>,
     supervisor: Option<PathBuf>,
+    in_process: bool,
     defaults: Job,
 }
 
@@ -50,6 +51,12 @@ impl SandboxBuilder {
     /// be root.
     pub fn supervisor(mut self, socket: impl Into<PathBuf>) -> Self {
         self.supervisor = Some(socket.into());
+        self
+    }
+
+    /// This process runs the programs, whoever listens and whatever is named.
+    pub(crate) fn in_process(mut self) -> Self {
+        self.in_process = true;
         self
     }
 
@@ -107,7 +114,12 @@ impl SandboxBuilder {
         let named = self.supervisor.or_else(config::named_socket);
         let state_dir = self.state_dir.or_else(config::named_state_dir);
         let elsewhere = state_dir.is_some() || self.config.is_some();
-        let host = if let Some(remote) = Remote::find(named, elsewhere, image)? {
+        let remote = if self.in_process {
+            None
+        } else {
+            Remote::find(named, elsewhere, image)?
+        };
+        let host = if let Some(remote) = remote {
             Host::Supervisor(remote.idle())
         } else {
             let config = Config::load(self.config.as_deref())

@@ -372,6 +372,29 @@ impl Hierarchies {
             name: name.to_owned(),
         }
     }
+
+    /// What the leaf `name` uses, while somebody else owns it.
+    ///
+    /// # Errors
+    /// Those of reading the counters, which end with the leaf.
+    pub fn usage(&self, name: &str) -> Result<Usage> {
+        let mut leaf = self.adopt(name);
+        let usage = leaf.usage();
+        // Before anything else: dropped as it is, it would kill what is inside.
+        leaf.abandon();
+        usage
+    }
+}
+
+/// What a leaf uses at a moment, the sandbox itself included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of memory that are charged to it.
+    pub memory_bytes: u64,
+    /// CPU time so far.
+    pub cpu: Duration,
+    /// The processes inside.
+    pub processes: BTreeSet<i32>,
 }
 
 /// Names of the leaves in any hierarchy, and of whatever else lies beside them. Nothing is made to
@@ -878,6 +901,14 @@ impl Leaf {
                 &directory.join("cpuacct.usage"),
             )?))
         }
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        Ok(Usage {
+            memory_bytes: self.memory_used()?,
+            cpu: self.cpu_time()?,
+            processes: self.processes()?,
+        })
     }
 
     /// The processes inside, in any hierarchy.

@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod apt;
+pub mod census;
 pub mod cgroup;
 pub mod digest;
 pub mod endpoint;

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -236,6 +236,23 @@ fn read_from_start(file: &mut File) -> io::Result<String> {
 /// # Errors
 /// Those of [`run`].
 pub fn run_while_we_live(command: &mut Command) -> Result<Printed, ProcessError> {
+    end_with_us(command);
+    run(command)
+}
+
+/// Starts a program that serves us, in a process group of its own, since a terminal's Ctrl-C is for us
+/// to handle. It is told to end (SIGTERM) when we do, as [`run_while_we_live`] has it.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn spawn_service(command: &mut Command) -> io::Result<Child> {
+    end_with_us(command);
+    close_descriptors_at_exec(command);
+    command.process_group(0).spawn()
+}
+
+/// The kernel watches the thread that starts the program.
+fn end_with_us(command: &mut Command) {
     let us = nix::unistd::getpid();
     let bind = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
@@ -249,7 +266,6 @@ pub fn run_while_we_live(command: &mut Command) -> Result<Printed, ProcessError>
     // SAFETY: between fork and exec only async-signal-safe calls may run; the closure calls prctl(2)
     // and getppid(2) alone, and builds its errors without allocating.
     unsafe { command.pre_exec(bind) };
-    run(command)
 }
 
 /// Starts a program inside a cgroup, in a process group of its own, with pipes for all three streams.

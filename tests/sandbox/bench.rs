@@ -41,11 +41,19 @@ fn assert_comparison(comparison: &Value, left_out: &Value, rounds: usize) {
     let left_out = left_out.as_array().unwrap().iter();
     let left_out: BTreeSet<_> = left_out.map(|one| one["way"].as_str().unwrap()).collect();
     let all = [
-        "library", "command", "runsc", "runc", "crun", "bwrap", "native",
+        "library",
+        "command",
+        "cold",
+        "cold_command",
+        "runsc",
+        "runc",
+        "crun",
+        "bwrap",
+        "native",
     ];
     let told: BTreeSet<_> = ways.union(&left_out).copied().collect();
     assert_eq!(told, BTreeSet::from(all), "nothing is left out in silence");
-    for way in ["library", "command", "runsc"] {
+    for way in ["library", "command", "cold", "cold_command", "runsc"] {
         assert!(ways.contains(way), "{way}: {left_out:?}");
     }
     // In turn: every way once in each round, another one first.
@@ -65,8 +73,11 @@ fn assert_comparison(comparison: &Value, left_out: &Value, rounds: usize) {
     }
     assert_ne!(rounds[0][0]["way"], rounds[1][0]["way"]);
     for run in runs {
-        let start = run["start"].as_str();
-        assert_eq!(run["way"] == "library", start.is_some(), "{run}");
+        match run["way"].as_str().unwrap() {
+            "library" => assert!(run["start"].is_string(), "{run}"),
+            "cold" => assert_eq!(run["start"], "cold", "{run}"),
+            _ => assert!(run["start"].is_null(), "{run}"),
+        }
     }
     assert_latencies(&comparison["parts"]["cpu_ms"], rounds.len() as u64);
 }
@@ -103,6 +114,28 @@ fn assert_saturated(saturated: &Value) -> u64 {
     loops[0]["jobs"].as_u64().unwrap()
 }
 
+/// Of each image every start is there, and gives how many there were.
+fn assert_starts(report: &Value, rounds: u64) -> u64 {
+    let both = report["side_by_side"].as_array().unwrap();
+    let images: Vec<_> = both
+        .iter()
+        .map(|one| one["image"].as_str().unwrap())
+        .collect();
+    assert_eq!(images, ["python", "data"]);
+    for one in both {
+        for start in ["warm", "restored", "cold"] {
+            assert_latencies(&one["latency_ms"][start], rounds);
+        }
+    }
+    let paused = &report["after_pause"]["latency_ms"];
+    assert_latencies(&paused["warm"], rounds);
+    let bars = report["bars"].as_array().unwrap();
+    for name in ["imports", "after a pause", "command", "warm", "cold"] {
+        assert!(bars.iter().any(|bar| bar["name"] == name), "{name}");
+    }
+    rounds * 3 * 2 + rounds
+}
+
 #[test]
 #[ignore = "needs root and runsc"]
 fn every_way_has_its_turn_and_the_report_has_all_of_it() {
@@ -124,7 +157,8 @@ fn every_way_has_its_turn_and_the_report_has_all_of_it() {
     let saturated = assert_saturated(&report["saturated"]);
     let starts = report["starts"].as_object().unwrap().values();
     let started: u64 = starts.map(|count| count.as_u64().unwrap()).sum();
-    assert_eq!(started, 3 + 3 + saturated);
+    assert_eq!(started, 3 + 3 + saturated + assert_starts(&report, 3));
+    assert_eq!(report["settings"]["supervisor"], "own");
     let bars = report["bars"].as_array().unwrap();
     assert!(bars.iter().any(|bar| bar["name"] == "saturated latency"));
     // Every way that is left out is told, with what to do.
@@ -135,30 +169,59 @@ fn every_way_has_its_turn_and_the_report_has_all_of_it() {
     state.assert_nothing_is_left();
 }
 
+/// Bytes in MiB and times in ms, with room for a busy host: what is frozen does nothing at all.
+#[test]
+#[ignore = "needs root and runsc"]
+fn eight_that_wait_are_small_and_do_nothing_and_each_of_them_answers() {
+    let state = exclusive();
+    let small = "--mode density --density 8 --duration 2 --json -";
+    let options: Vec<_> = small.split(' ').collect();
+    let output = bench(&options).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let density = &report["density"];
+    for field in ["ready", "frozen", "answered"] {
+        assert_eq!(density[field], 8, "{field}: {density}");
+    }
+    let number = |field: &str| density[field].as_f64().unwrap();
+    assert!(number("proportional_mib") < 8.0 * 70.0, "{density}");
+    assert!(number("cgroup_mib") > 8.0, "{density}");
+    assert!(number("frozen_cpu_ms") < 1.0, "{density}");
+    assert!(number("watched_s") >= 2.0, "{density}");
+    state.assert_nothing_is_left();
+}
+
 #[test]
 #[ignore = "needs root and runsc"]
 fn an_interrupted_run_tells_what_it_has_measured_and_leaves_nothing() {
     let state = exclusive();
-    let mut child = bench(&["--jobs", "1000", "--rate", "5"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-    let said = stderr.find(|line| line.as_ref().unwrap().starts_with("measuring: paced"));
-    assert!(said.is_some());
-    std::thread::sleep(Duration::from_secs(2));
-    signal(&child, Signal::SIGINT);
-    let mut printed = String::new();
-    child
-        .stdout
-        .take()
-        .unwrap()
-        .read_to_string(&mut printed)
-        .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{printed}");
-    assert!(printed.contains("\nfrom the call, cold"), "{printed}");
-    assert!(printed.contains("\nstarts: "), "{printed}");
+    for (options, told) in [
+        (&["--in-process"][..], "\nfrom the call, cold"),
+        (&[], "\nfrom the call, warm"),
+    ] {
+        let mut child = bench(&[&["--jobs", "1000", "--rate", "5"], options].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = stderr.find(|line| line.as_ref().unwrap().starts_with("measuring: paced"));
+        assert!(said.is_some());
+        std::thread::sleep(Duration::from_secs(2));
+        signal(&child, Signal::SIGINT);
+        let mut printed = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut printed)
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{printed}");
+        assert!(printed.contains(told), "{printed}");
+        assert!(printed.contains("\nstarts: "), "{printed}");
+        let left = processes_that_mention("tako-vm-bench-");
+        assert!(left.is_empty(), "{left:?}");
+    }
     state.assert_nothing_is_left();
 }
 
@@ -170,7 +233,7 @@ fn an_interrupt_ends_what_other_runtimes_have_started() {
     for name in ["runsc", "runc", "crun"] {
         let code =
             format!("import os, time\nif os.uname().nodename == '{name}': time.sleep(1717)\n");
-        let child = bench(&["--compare", "--jobs", "1", "-c", &code])
+        let child = bench(&["--in-process", "--compare", "--jobs", "1", "-c", &code])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

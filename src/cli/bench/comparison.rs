@@ -88,7 +88,9 @@ impl Comparison {
             ms: took.as_secs_f64() * 1000.0,
         });
         self.ways.entry(way).or_default().record(run.start(), took);
-        self.parts.take(run, took);
+        if way == Way::Library {
+            self.parts.take(run, took);
+        }
     }
 
     /// The median of a way; of ours only of sandboxes that came to be in this manner.

@@ -192,7 +192,7 @@ impl ByStart {
 }
 
 /// Width of the column of names.
-const NAMES: usize = 30;
+const NAMES: usize = 40;
 
 /// A table, its head first.
 pub(super) fn table(head: &str, rows: &[(String, Figures)]) -> String {

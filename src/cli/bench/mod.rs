@@ -5,10 +5,13 @@
 
 mod bars;
 mod comparison;
+mod density;
 mod fingerprint;
 mod latencies;
 mod paced;
 mod saturated;
+mod service;
+mod starts;
 mod subject;
 mod tools;
 mod ways;
@@ -17,13 +20,18 @@ pub use fingerprint::Fingerprint;
 pub use latencies::{Figures, HEADS, Latencies};
 
 use super::{Failure, INTERRUPTED, run};
-use crate::client::{self, Sandbox};
-use crate::config;
+use crate::client;
+use crate::config::{self, Config, SecurityMode};
+use crate::supervisor::connection;
 use bars::Bar;
 use comparison::Comparison;
+use density::{Crowd, Density};
 use paced::{Pace, Paced};
 use saturated::Saturated;
 use serde::Serialize;
+use serde_yaml_ng::{Mapping, Value};
+use service::Service;
+use starts::{AfterPause, Pair, SideBySide};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
@@ -44,8 +52,12 @@ use ways::{Contest, Failures, LeftOut, WayError};
 ///
 /// `--compare` adds the same program by `tako-vm run`, plain runsc, runc, crun, bubblewrap and the
 /// python3 of this host, as far as they are installed: all ways in turn, one run at a time at the
-/// same rate, for as many rounds as there are jobs, 60 at most; and the saturated load against
+/// same rate, for as many rounds as there are jobs, 60 at most; cold, restored and warm starts side
+/// by side, and starts after a pause in which all have been frozen; and the saturated load against
 /// plain runsc.
+///
+/// The jobs go to the supervisor that is named, or else to the one at the default socket unless a state
+/// directory or a configuration is named, or else to one that is started for it and ended after it.
 ///
 /// Exit status: 0 measured; 1 some jobs failed; 130 interrupted, after what was measured until then was
 /// told; 125 Tako VM itself failed; 2 wrong usage.
@@ -76,6 +88,15 @@ pub(super) struct Arguments {
     /// Compare with other ways to run the same program
     #[arg(long)]
     compare: bool,
+    /// Also keep so many sandboxes ready at once, and measure what they use
+    #[arg(long, value_name = "N", value_parser = sandboxes)]
+    density: Option<NonZero<u32>>,
+    /// The socket of the supervisor that is measured [env: `TAKO_VM_SUPERVISOR_SOCKET`]
+    #[arg(long, value_name = "SOCKET")]
+    supervisor: Option<PathBuf>,
+    /// Without a supervisor: every sandbox starts cold
+    #[arg(long, conflicts_with_all = ["supervisor", "density"])]
+    in_process: bool,
     /// Also write everything that was measured as JSON; `-` for standard output, and nothing else there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -87,6 +108,19 @@ const PROGRAM: &str = "print(1 + 1)";
 /// Rounds of the comparison: more tell little more, and every round takes seconds.
 const MAX_ROUNDS: u32 = 60;
 
+/// Rounds of starts side by side, of either image, and jobs after a pause: each takes seconds.
+const MAX_STARTS: u32 = 20;
+const MAX_IMPORTS: u32 = 10;
+
+/// Sandboxes at once when their density is measured and no number is given.
+const CROWD: NonZero<u32> = NonZero::new(100).unwrap();
+
+/// What so many ready sandboxes may use together is promised for [`CROWD`].
+const CROWD_BYTES: u64 = 4 << 30;
+
+/// The image with packages that take long to import, and a program that does so.
+const IMPORTS: (&str, &str) = ("data", "import numpy, pandas");
+
 /// The exit status when a job failed.
 const SOME_FAILED: u8 = 1;
 
@@ -96,10 +130,18 @@ const SOME_FAILED: u8 = 1;
 enum Mode {
     /// A constant rate, and with `--compare` all ways one at a time
     Paced,
+    /// Cold, restored and warm starts side by side, and after a pause
+    Starts,
     /// As many jobs as the host can do
     Saturated,
-    /// Both, one after the other
+    /// Many ready sandboxes at once
+    Density,
+    /// Paced and saturated, the others with `--compare` and `--density`
     All,
+}
+
+fn sandboxes(text: &str) -> Result<NonZero<u32>, String> {
+    count(text, 1000)
 }
 
 fn jobs(text: &str) -> Result<NonZero<u32>, String> {
@@ -140,6 +182,9 @@ struct Report {
     starts: BTreeMap<&'static str, u64>,
     paced: Option<Paced>,
     comparison: Option<Comparison>,
+    side_by_side: Vec<SideBySide>,
+    after_pause: Option<AfterPause>,
+    density: Option<Density>,
     saturated: Option<Saturated>,
     left_out: Vec<LeftOut>,
     failures: Failures,
@@ -156,44 +201,112 @@ struct Settings {
     image: String,
     code: String,
     compare: bool,
+    /// Whose: `own`, started for this, `running` before, or `none`.
+    supervisor: &'static str,
+}
+
+/// Who has the sandboxes that are measured.
+#[derive(Debug)]
+enum Host {
+    InProcess,
+    Running(PathBuf),
+    Own(Service),
+}
+
+impl Host {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::InProcess => "none",
+            Self::Running(_) => "running",
+            Self::Own(_) => "own",
+        }
+    }
+
+    fn socket(&self) -> Option<PathBuf> {
+        match self {
+            Self::InProcess => None,
+            Self::Running(socket) => Some(socket.clone()),
+            Self::Own(service) => Some(service.socket()),
+        }
+    }
+
+    fn find(arguments: &Arguments, place: &Place<'_>, elsewhere: bool) -> Result<Self, Failure> {
+        if arguments.in_process {
+            return Ok(Self::InProcess);
+        }
+        let named = arguments.supervisor.clone().or_else(config::named_socket);
+        if let Some(socket) = named {
+            return Ok(Self::Running(socket));
+        }
+        let default = Path::new(config::DEFAULT_SOCKET);
+        if !elsewhere && connection::connect(default).is_ok() {
+            return Ok(Self::Running(default.to_owned()));
+        }
+        let config = Config::load(place.config).map_err(|error| Failure::ours(&error))?;
+        // Containers are not kept ready.
+        if config.security_mode != SecurityMode::Strict {
+            return Ok(Self::InProcess);
+        }
+        // A sandbox holds its place until it is cleared away, which is after its answer.
+        let places = arguments.clients.get().saturating_mul(2);
+        let keys = [
+            (
+                "supervisor",
+                "max_jobs",
+                config.supervisor.max_jobs.max(places),
+            ),
+            (
+                "supervisor",
+                "max_jobs_per_user",
+                config.supervisor.max_jobs_per_user.max(places),
+            ),
+        ];
+        let keys = keys.map(|(section, key, value)| (section, key, value.into()));
+        start(place, &keys).map(Self::Own)
+    }
+}
+
+fn start(place: &Place<'_>, keys: &service::Keys<'_>) -> Result<Service, Failure> {
+    Service::start(place, keys).map_err(|error| Failure::ours(&error))
 }
 
 /// Measures, tells it as it comes, and returns the exit status.
 pub(super) async fn run(
     arguments: &Arguments,
-    state_dir: &Path,
+    state_dir: Option<PathBuf>,
     file: Option<&Path>,
 ) -> Result<u8, Failure> {
     super::require_root("bench")?;
     // Before minutes are spent: it may not be possible.
     let target = arguments.json.as_deref().map(Target::open).transpose()?;
-    let host = Fingerprint::read(state_dir, &arguments.image)
+    let elsewhere = state_dir.is_some() || file.is_some();
+    let state_dir = super::absolute(state_dir)?;
+    let host = Fingerprint::read(&state_dir, &arguments.image)
         .map_err(|error| Failure::io("cannot read what this host is", &error))?;
-    let mut builder = Sandbox::builder()
-        .image(&arguments.image)
-        .state_dir(state_dir);
-    if let Some(file) = file {
-        builder = builder.config_file(file);
-    }
-    let sandbox = builder.build().map_err(|error| Failure::library(&error))?;
     let cancel =
         run::cancel_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
+    let place = Place {
+        state_dir: &state_dir,
+        config: file,
+        image: &arguments.image,
+        socket: None,
+    };
+    let served = Host::find(arguments, &place, elsewhere)?;
+    let socket = served.socket();
+    let place = Place {
+        socket: socket.as_deref(),
+        ..place
+    };
     let mut bench = Bench {
-        report: Report::new(arguments, host),
+        report: Report::new(arguments, host, served.name()),
         arguments,
+        place,
         cancel,
         quiet: matches!(target, Some(Target::Stdout)),
     };
-    let subject = Subject {
-        sandbox,
-        code: arguments.code.clone(),
-    };
-    let place = Place {
-        state_dir,
-        config: file,
-        image: &arguments.image,
-    };
-    bench.measure(subject, &place).await?;
+    bench.measure().await?;
+    // It is not to be there any more when all is told.
+    drop(served);
     bench.finish(target)
 }
 
@@ -234,37 +347,58 @@ fn print(text: &[u8]) -> Result<(), Failure> {
 
 struct Bench<'a> {
     arguments: &'a Arguments,
+    place: Place<'a>,
     report: Report,
     cancel: CancellationToken,
     quiet: bool,
 }
 
 impl Bench<'_> {
-    async fn measure(&mut self, subject: Subject, place: &Place<'_>) -> Result<(), Failure> {
+    async fn measure(&mut self) -> Result<(), Failure> {
         self.tell(&self.report.host)?;
+        self.tell(&format!("supervisor: {}", self.report.settings.supervisor))?;
+        let subject = self.subject(&self.place)?;
         // What cannot run at all is told at once, and not as a failure of every job.
         subject.run(&self.cancel).await.map_err(|e| unable(&e))?;
-        let contest = self.contest(subject.clone(), place).await?;
+        let contest = self.contest(subject.clone()).await?;
+        contest.settle(&self.cancel).await;
         let Arguments { mode, compare, .. } = *self.arguments;
-        if mode != Mode::Saturated && self.goes_on() {
+        let all = mode == Mode::All;
+        if (all || mode == Mode::Paced) && self.goes_on() {
             self.measure_paced(&subject).await?;
         }
-        if mode != Mode::Saturated && compare && self.goes_on() {
+        if (all || mode == Mode::Paced) && compare && self.goes_on() {
             self.compare(&contest).await?;
         }
-        if mode != Mode::Paced && self.goes_on() {
+        let supervised = self.place.socket.is_some();
+        if (mode == Mode::Starts || (all && compare && supervised)) && self.goes_on() {
+            self.starts().await?;
+        }
+        if (all || mode == Mode::Saturated) && self.goes_on() {
             self.saturate(&contest).await?;
         }
+        let crowd = self.arguments.density;
+        if (mode == Mode::Density || (all && crowd.is_some())) && self.goes_on() {
+            self.crowd(crowd.unwrap_or(CROWD)).await?;
+        }
         Ok(())
+    }
+
+    fn subject(&self, place: &Place<'_>) -> Result<Subject, Failure> {
+        Ok(Subject {
+            sandbox: place.sandbox().map_err(|error| Failure::library(&error))?,
+            code: self.arguments.code.clone(),
+        })
     }
 
     fn goes_on(&self) -> bool {
         !self.cancel.is_cancelled()
     }
 
-    async fn contest(&mut self, subject: Subject, place: &Place<'_>) -> Result<Contest, Failure> {
+    async fn contest(&mut self, subject: Subject) -> Result<Contest, Failure> {
+        let place = &self.place;
         if !self.arguments.compare {
-            return Ok(Contest::alone(subject));
+            return Ok(Contest::alone(subject, place));
         }
         progress("trying out what there is to compare with");
         let (contest, left_out) = Contest::prepare(subject, place, &self.cancel)
@@ -302,6 +436,129 @@ impl Bench<'_> {
         let compared = comparison::measure(contest, rounds, interval, &self.cancel, failures).await;
         self.tell(&format!("\n{compared}"))?;
         self.report.comparison = Some(compared);
+        Ok(())
+    }
+
+    /// Supervisors of our own, since they have to be configured for it.
+    async fn starts(&mut self) -> Result<(), Failure> {
+        let images = [
+            (self.place.image, self.arguments.code.as_str(), MAX_STARTS),
+            (IMPORTS.0, IMPORTS.1, MAX_IMPORTS),
+        ];
+        for (image, code, rounds) in images {
+            let rounds = rounds.min(self.arguments.jobs.get());
+            if !self.goes_on() {
+                return Ok(());
+            }
+            progress(&format!("side by side: image {image}, {rounds} rounds"));
+            // Without the other image all else can be measured.
+            if let Err(failure) = self.side_by_side(image, code, rounds).await {
+                if image == self.place.image {
+                    return Err(failure);
+                }
+                super::warn(&format!(
+                    "the image `{image}` is left out: {}",
+                    failure.line
+                ));
+            }
+        }
+        if self.goes_on() {
+            self.after_pause().await?;
+        }
+        Ok(())
+    }
+
+    async fn side_by_side(&mut self, image: &str, code: &str, rounds: u32) -> Result<(), Failure> {
+        let place = Place {
+            image,
+            socket: None,
+            ..self.place
+        };
+        let library = |error: client::Error| Failure::library(&error);
+        let cold = place.in_process().map_err(library)?;
+        let one = 1_u32;
+        let keys = [
+            ("pool", "minimum", one.into()),
+            ("pool", "maximum", one.into()),
+            ("pool", "profiles", profile(image)),
+        ];
+        let service = start(&place, &keys)?;
+        let socket = service.socket();
+        let pooled = Place {
+            socket: Some(&socket),
+            ..place
+        };
+        let subject = |sandbox| Subject {
+            sandbox,
+            code: code.to_owned(),
+        };
+        let pair = Pair {
+            pooled: subject(pooled.sandbox().map_err(library)?),
+            cold: subject(cold),
+            image,
+            socket: &socket,
+        };
+        let failures = &mut self.report.failures;
+        let measured = starts::side_by_side(&pair, rounds, &self.cancel, failures).await;
+        self.tell(&format!("\n{measured}"))?;
+        self.report.side_by_side.push(measured);
+        Ok(())
+    }
+
+    async fn after_pause(&mut self) -> Result<(), Failure> {
+        let jobs = self.arguments.jobs.get().min(MAX_STARTS);
+        progress(&format!("after a pause: {jobs} jobs"));
+        let keys = [
+            (
+                "pool",
+                "frozen_after_seconds",
+                starts::FROZEN_AFTER_S.into(),
+            ),
+            ("pool", "profiles", profile(self.place.image)),
+        ];
+        let service = start(&self.place, &keys)?;
+        let socket = service.socket();
+        let subject = self.subject(&Place {
+            socket: Some(&socket),
+            ..self.place
+        })?;
+        let failures = &mut self.report.failures;
+        let measured = starts::after_pause(&subject, &socket, jobs, &self.cancel, failures).await;
+        self.tell(&format!("\n{measured}"))?;
+        self.report.after_pause = Some(measured);
+        Ok(())
+    }
+
+    async fn crowd(&mut self, sandboxes: NonZero<u32>) -> Result<(), Failure> {
+        progress(&format!("many at once: {sandboxes} ready sandboxes"));
+        let bytes = (CROWD_BYTES / u64::from(CROWD.get())) * u64::from(sandboxes.get());
+        let keys = [
+            ("pool", "minimum", sandboxes.get().into()),
+            ("pool", "maximum", sandboxes.get().into()),
+            ("pool", "memory", bytes.max(CROWD_BYTES).to_string().into()),
+            (
+                "pool",
+                "frozen_after_seconds",
+                starts::FROZEN_AFTER_S.into(),
+            ),
+            ("pool", "profiles", profile(self.place.image)),
+        ];
+        let service = start(&self.place, &keys)?;
+        let socket = service.socket();
+        let subject = self.subject(&Place {
+            socket: Some(&socket),
+            ..self.place
+        })?;
+        let crowd = Crowd {
+            sandboxes,
+            clients: self.arguments.clients,
+            watch: self.arguments.duration,
+        };
+        let failures = &mut self.report.failures;
+        let measured = density::measure(&service, &subject, crowd, &self.cancel, failures).await;
+        let measured = measured.map_err(|error| Failure::ours(&error))?;
+        self.tell(&format!("\n{measured}"))?;
+        self.report.density = Some(measured);
         Ok(())
     }
 
@@ -353,7 +610,7 @@ impl Bench<'_> {
 }
 
 impl Report {
-    fn new(arguments: &Arguments, host: Fingerprint) -> Self {
+    fn new(arguments: &Arguments, host: Fingerprint, supervisor: &'static str) -> Self {
         Self {
             host,
             settings: Settings {
@@ -367,10 +624,14 @@ impl Report {
                 image: arguments.image.clone(),
                 code: arguments.code.clone(),
                 compare: arguments.compare,
+                supervisor,
             },
             starts: BTreeMap::new(),
             paced: None,
             comparison: None,
+            side_by_side: Vec::new(),
+            after_pause: None,
+            density: None,
             saturated: None,
             left_out: Vec::new(),
             failures: Failures::default(),
@@ -384,8 +645,12 @@ impl Report {
         let compared = self.comparison.as_ref().and_then(Comparison::starts);
         let saturated = self.saturated.as_ref().and_then(Saturated::ours);
         let saturated = saturated.map(|ours| &ours.latency_ms);
+        let paused = self.after_pause.as_ref().map(|all| &all.latency_ms);
+        let many = self.density.as_ref().map(|all| &all.latency_ms);
+        let several = self.side_by_side.iter().map(|all| &all.latency_ms);
+        let single = [paced, compared, saturated, paused, many];
         let mut counts = BTreeMap::new();
-        for times in [paced, compared, saturated].into_iter().flatten() {
+        for times in single.into_iter().flatten().chain(several) {
             for (start, latencies) in &times.starts {
                 *counts.entry(*start).or_default() += latencies.count();
             }
@@ -414,6 +679,12 @@ fn unable(error: &WayError) -> Failure {
         hint,
         ..failure
     }
+}
+
+/// The value of `pool.profiles` for an image with the default limits.
+fn profile(image: &str) -> Value {
+    let entry = Mapping::from_iter([("image".into(), image.into())]);
+    Value::Sequence(vec![Value::Mapping(entry)])
 }
 
 fn progress(what: &str) {
@@ -461,7 +732,7 @@ mod tests {
             ("--rate", "NaN", "from 0.01 to 10000"),
             ("--duration", "0", "from 0.1 to 86400"),
             ("--duration=-1", "", "from 0.1 to 86400"),
-            ("--mode", "slow", "paced, saturated, all"),
+            ("--mode", "slow", "paced, starts, saturated, density, all"),
         ] {
             let arguments: Vec<&str> = [option, value]
                 .into_iter()

@@ -122,6 +122,7 @@ pub(super) async fn measure(
             // What is cancelled is still being cleared away.
             if !cancel.is_cancelled() {
                 tools::bury_orphans();
+                contest.settle(cancel).await;
             }
         }
     }

@@ -2,13 +2,17 @@
 
 use super::PROGRAM;
 use super::ways::WayError;
-use crate::client::{Execution, Job, Sandbox};
+use crate::client::{self, Execution, Job, Sandbox};
 use crate::job::Termination;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// What [`PROGRAM`] prints.
 pub(super) const OUTPUT: &str = "2\n";
+
+/// How long a supervisor that is busy is asked again, and how often at most and at least.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// One run of one way.
 #[derive(Debug, Clone)]
@@ -86,10 +90,11 @@ pub(super) struct Subject {
 
 impl Subject {
     /// Runs the program once, from the call until its end is known; nothing when it is cancelled.
+    ///
+    /// A supervisor that is busy is asked again, as `tako-vm run` does, and the time until then counts.
     pub(super) async fn run(&self, cancel: &CancellationToken) -> Result<Option<Run>, WayError> {
-        let job = Job::new(self.code.as_str());
         let called = Instant::now();
-        let running = self.sandbox.run(job);
+        let running = self.ask(called);
         let Some(execution) = cancel.run_until_cancelled(running).await else {
             return Ok(None);
         };
@@ -104,6 +109,17 @@ impl Subject {
             ended,
             inside: Some(Inside::of(&execution)),
         }))
+    }
+
+    async fn ask(&self, called: Instant) -> Result<Execution, client::Error> {
+        loop {
+            match self.sandbox.run(Job::new(self.code.as_str())).await {
+                Err(client::Error::Busy { retry_after }) if called.elapsed() < PATIENCE => {
+                    tokio::time::sleep(retry_after.clamp(PAUSE.0, PAUSE.1)).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Only of our own program it is known what it prints.

@@ -2,6 +2,8 @@
 
 use super::subject::{Run, Subject};
 use super::ways::{Way, WayError};
+use crate::client::{self, Sandbox};
+use crate::config;
 use crate::image::{Image, Images};
 use crate::runc::{Kind, Runc};
 use crate::runsc::provision;
@@ -20,10 +22,13 @@ use tokio_util::sync::CancellationToken;
 /// A program of the host's that runs ours.
 #[derive(Debug)]
 pub(super) enum Tool {
+    /// This very process.
+    InProcess(Subject),
     /// This very program.
     Command {
         binary: PathBuf,
         options: Vec<OsString>,
+        socket: Option<PathBuf>,
     },
     Runsc {
         binary: PathBuf,
@@ -51,7 +56,13 @@ impl Tool {
         id: &str,
         cancel: &CancellationToken,
     ) -> Result<Option<Run>, WayError> {
-        let command = self.command(&subject.code, id)?;
+        let Some(command) = self.command(&subject.code, id)? else {
+            // As prepared, and not with the supervisor of the other one.
+            return match self {
+                Self::InProcess(own) => own.run(cancel).await,
+                _ => subject.run(cancel).await,
+            };
+        };
         let called = Instant::now();
         let ran = process::run_until_cancelled(command, cancel).await;
         let ended = Instant::now();
@@ -66,11 +77,20 @@ impl Tool {
         Ok(Some(Run::outside(called, ended)))
     }
 
-    fn command(&self, code: &str, id: &str) -> Result<Command, WayError> {
+    /// The program to start, where it is one.
+    fn command(&self, code: &str, id: &str) -> Result<Option<Command>, WayError> {
         let mut command = match self {
-            Self::Command { binary, options } => {
+            Self::InProcess(_) => return Ok(None),
+            Self::Command {
+                binary,
+                options,
+                socket,
+            } => {
                 let mut command = process::program(binary);
                 command.args(options).args(["--code", code]);
+                if let Some(socket) = socket {
+                    command.env(config::SOCKET_VARIABLE, socket);
+                }
                 command
             }
             Self::Runsc {
@@ -108,7 +128,7 @@ impl Tool {
             }
         };
         command.stdin(std::process::Stdio::null());
-        Ok(command)
+        Ok(Some(command))
     }
 
     /// Removes what a run that was stopped has left.
@@ -121,7 +141,10 @@ impl Tool {
             Self::Container { runc, bundle, .. } => {
                 drop(process::run(&mut runc.delete(bundle, id)));
             }
-            Self::Command { .. } | Self::Bwrap { .. } | Self::Native { .. } => {}
+            Self::InProcess(_)
+            | Self::Command { .. }
+            | Self::Bwrap { .. }
+            | Self::Native { .. } => {}
         }
     }
 }
@@ -167,10 +190,34 @@ pub(super) fn bury_orphans() {
 }
 
 /// What is needed to prepare the ways.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) state_dir: &'a Path,
     pub(super) config: Option<&'a Path>,
     pub(super) image: &'a str,
+    /// Where the supervisor listens that is measured, if one is.
+    pub(super) socket: Option<&'a Path>,
+}
+
+impl Place<'_> {
+    /// Sandboxes that this process starts itself.
+    pub(super) fn in_process(&self) -> Result<Sandbox, client::Error> {
+        let mut builder = Sandbox::builder().in_process().image(self.image);
+        builder = builder.state_dir(self.state_dir);
+        if let Some(file) = self.config {
+            builder = builder.config_file(file);
+        }
+        builder.build()
+    }
+
+    /// Sandboxes as the run has them: of the supervisor, or of this process.
+    pub(super) fn sandbox(&self) -> Result<Sandbox, client::Error> {
+        let Some(socket) = self.socket else {
+            return self.in_process();
+        };
+        let builder = Sandbox::builder().supervisor(socket).image(self.image);
+        builder.build()
+    }
 }
 
 /// Where the ways are prepared.
@@ -191,7 +238,9 @@ impl<'a> Workshop<'a> {
 
     pub(super) fn tool(&self, way: Way) -> Result<Tool, WayError> {
         match way {
-            Way::Library | Way::Command => self.command(),
+            Way::Library | Way::Command => self.command(self.place.socket),
+            Way::ColdCommand => self.command(None),
+            Way::Cold => self.in_process(),
             Way::Runsc => self.runsc(),
             Way::Runc => self.container(Kind::Runc),
             Way::Crun => self.container(Kind::Crun),
@@ -205,17 +254,29 @@ impl<'a> Workshop<'a> {
         }
     }
 
-    fn command(&self) -> Result<Tool, WayError> {
+    fn in_process(&self) -> Result<Tool, WayError> {
+        Ok(Tool::InProcess(Subject {
+            sandbox: self.place.in_process().map_err(WayError::Client)?,
+            code: self.code.to_owned(),
+        }))
+    }
+
+    /// With a supervisor it names nothing else, as its users do.
+    fn command(&self, socket: Option<&Path>) -> Result<Tool, WayError> {
         let own = |source| WayError::Own { source };
-        let mut options: Vec<OsString> = vec!["--state-dir".into(), self.place.state_dir.into()];
-        if let Some(file) = self.place.config {
-            options.push("--config".into());
-            options.push(std::path::absolute(file).map_err(own)?.into());
+        let mut options: Vec<OsString> = Vec::new();
+        if socket.is_none() {
+            options.extend(["--state-dir".into(), self.place.state_dir.into()]);
+            if let Some(file) = self.place.config {
+                options.push("--config".into());
+                options.push(std::path::absolute(file).map_err(own)?.into());
+            }
         }
         options.extend(["run".into(), "--image".into(), self.place.image.into()]);
         Ok(Tool::Command {
             binary: std::env::current_exe().map_err(own)?,
             options,
+            socket: socket.map(Path::to_owned),
         })
     }
 

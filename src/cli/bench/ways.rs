@@ -1,5 +1,6 @@
 //! The ways to run the same program: ours, and those that it is compared with.
 
+use super::service;
 use super::subject::{OUTPUT, Run, Subject};
 use super::tools::{Place, Tool, Workshop};
 use crate::cli::{one_line, output};
@@ -10,6 +11,7 @@ use crate::sys::mount::MountError;
 use crate::sys::process::ProcessError;
 use serde::Serialize;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
@@ -17,12 +19,16 @@ use tokio_util::sync::CancellationToken;
 
 /// A way to run a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Way {
-    /// [`Sandbox::run`](client::Sandbox::run) in this process.
+    /// [`Sandbox::run`](client::Sandbox::run): a supervisor has the sandboxes, where there is one.
     Library,
     /// `tako-vm run`, from the start of the process to its end.
     Command,
+    /// The library without a supervisor, beside one: every sandbox starts cold.
+    Cold,
+    /// The command without a supervisor, beside one.
+    ColdCommand,
     /// `runsc run` with its default flags on a directory root.
     Runsc,
     /// `runc run` on the mounted image.
@@ -36,8 +42,10 @@ pub(super) enum Way {
 }
 
 /// What there is to compare with, in the order of the first round.
-const COMPARED: [Way; 6] = [
+const COMPARED: [Way; 8] = [
     Way::Command,
+    Way::Cold,
+    Way::ColdCommand,
     Way::Runsc,
     Way::Runc,
     Way::Crun,
@@ -50,12 +58,19 @@ impl Way {
         match self {
             Self::Library => "tako-vm, library",
             Self::Command => "tako-vm run",
+            Self::Cold => "library in process",
+            Self::ColdCommand => "tako-vm run in process",
             Self::Runsc => "plain runsc run",
             Self::Runc => "runc run",
             Self::Crun => "crun run",
             Self::Bwrap => "bwrap",
             Self::Native => "native python3",
         }
+    }
+
+    /// Whether it is only there to be beside what a supervisor does.
+    fn is_beside(self) -> bool {
+        matches!(self, Self::Cold | Self::ColdCommand)
     }
 }
 
@@ -128,6 +143,8 @@ pub(super) struct Contest {
 #[derive(Debug)]
 struct Others {
     tools: Vec<(Way, Tool)>,
+    /// Where the supervisor listens whose pool is to be full before another is measured.
+    socket: Option<PathBuf>,
     /// For names that were not used yet.
     runs: AtomicU64,
     _scratch: Option<TempDir>,
@@ -135,9 +152,10 @@ struct Others {
 
 impl Contest {
     /// Ours alone.
-    pub(super) fn alone(subject: Subject) -> Self {
+    pub(super) fn alone(subject: Subject, place: &Place<'_>) -> Self {
         let others = Others {
             tools: Vec::new(),
+            socket: place.socket.map(Path::to_owned),
             runs: AtomicU64::new(0),
             _scratch: None,
         };
@@ -158,7 +176,9 @@ impl Contest {
             .tempdir()?;
         let shop = Workshop::new(place, &subject.code, scratch.path());
         let (mut tools, mut left_out) = (Vec::new(), Vec::new());
-        for way in COMPARED {
+        // Without a supervisor there is nothing that would be beside it.
+        let beside = |way: &Way| place.socket.is_some() || !way.is_beside();
+        for way in COMPARED.into_iter().filter(beside) {
             let tool = tokio::task::block_in_place(|| shop.tool(way));
             let tried = match tool {
                 Ok(tool) => try_out(&subject, way, tool, cancel).await,
@@ -174,6 +194,7 @@ impl Contest {
         }
         let others = Others {
             tools,
+            socket: place.socket.map(Path::to_owned),
             runs: AtomicU64::new(0),
             _scratch: Some(scratch),
         };
@@ -188,6 +209,13 @@ impl Contest {
     pub(super) fn ways(&self) -> Vec<Way> {
         let others = self.others.tools.iter().map(|(way, _)| *way);
         std::iter::once(Way::Library).chain(others).collect()
+    }
+
+    /// Waits until the pool of ready sandboxes is full again: its refill is not to be on another's time.
+    pub(super) async fn settle(&self, cancel: &CancellationToken) {
+        if let Some(socket) = &self.others.socket {
+            service::settled(socket, cancel).await;
+        }
     }
 
     /// Runs the program once; nothing when it is cancelled.
