@@ -35,6 +35,7 @@ pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
 use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Limits, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
+use crate::runsc::Places;
 use crate::sys::cgroup::{CgroupError, Hierarchies, Urgency};
 use crate::sys::held::{Held, Registry};
 use crate::sys::mount::{self, MountError};
@@ -191,7 +192,14 @@ impl Sandboxes {
     /// [`SandboxError::Bundle`].
     pub fn shape(&self, image: &Path, limits: &Limits) -> Result<String, SandboxError> {
         let spec = specification(self, image, limits, "/", 0).map_err(SandboxError::Bundle)?;
-        let mut text = format!("{:?}\n", self.runtime);
+        let mut text = match &self.runtime {
+            // With every flag.
+            Runtime::Gvisor(runsc) => {
+                let nowhere = Path::new("/");
+                format!("{:?}\n", runsc.run(&Places::below(nowhere), nowhere, "id"))
+            }
+            Runtime::Container(runc) => format!("{runc:?}\n"),
+        };
         // oci-spec keeps sets of capabilities in no order: a map of JSON values is sorted.
         let value = serde_json::to_value(&spec)
             .map_err(|source| SandboxError::Bundle(BundleError::Encode { source }))?;

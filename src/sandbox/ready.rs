@@ -249,14 +249,20 @@ impl Ready {
         self.sandbox.freeze().map_err(|source| self.freezer(source))
     }
 
-    /// Lets it go on, as urgent as a job: it is about to get one.
+    /// Lets it go on.
     ///
     /// # Errors
     /// [`SandboxError::Freezer`].
     pub fn thaw(&self) -> Result<(), SandboxError> {
-        (self.sandbox.hurry())
-            .and_then(|()| self.sandbox.thaw())
-            .map_err(|source| self.freezer(source))
+        self.sandbox.thaw().map_err(|source| self.freezer(source))
+    }
+
+    /// Gives it the CPU weight of a job, which it is about to get: thawing takes CPU time too.
+    ///
+    /// # Errors
+    /// [`SandboxError::Cgroup`].
+    pub fn hurry(&self) -> Result<(), SandboxError> {
+        self.sandbox.hurry().map_err(SandboxError::Cgroup)
     }
 
     fn freezer(&self, source: CgroupError) -> SandboxError {

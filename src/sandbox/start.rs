@@ -180,11 +180,6 @@ impl Sandbox {
         self.starting = None;
     }
 
-    /// Gives it the CPU weight of a job.
-    pub(super) fn hurry(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
-        self.record.leaf.set_urgency(Urgency::Job)
-    }
-
     /// When its start was begun.
     pub(super) fn started(&self) -> Instant {
         self.started

@@ -120,7 +120,14 @@ fn serve(host: &mut Host) -> Result<(), InitError> {
                 held = Some(hold::start(&environment, &mut reports)?);
                 host.send(&ToHost::Held)?;
             }
-            (Wish::Ping, Some(_)) => host.send(&ToHost::Held)?,
+            (Wish::Ping, Some(_)) => {
+                // It may be another sentry than the one that was asked before, with the state of that.
+                require_filter()?;
+                if program::has_child_ended()? {
+                    return Err(InitError::NotHeld);
+                }
+                host.send(&ToHost::Held)?;
+            }
             (Wish::Hold(_), Some(_)) | (Wish::Ping, None) => return Err(InitError::OutOfOrder),
         }
     };

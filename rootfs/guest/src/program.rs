@@ -28,19 +28,16 @@ pub(crate) fn run(
     mut reports: Reports,
 ) -> Result<(), InitError> {
     let started = Instant::now();
-    let (interpreter, children) = match held {
-        Some(held) => {
-            // Before: nobody is to think that the program was never begun when it was.
-            host.send(&ToHost::Started)?;
-            held.release(&job.environment)?
-        }
-        None => {
-            let interpreter = spawn::start(&job.environment)?;
-            let children = watch_children()?;
-            reports.follow(interpreter.pid.as_raw().unsigned_abs());
-            host.send(&ToHost::Started)?;
-            (interpreter, children)
-        }
+    let (interpreter, children) = if let Some(held) = held {
+        // Before: nobody is to think that the program was never begun when it was.
+        host.send(&ToHost::Started)?;
+        held.release(&job.environment)?
+    } else {
+        let interpreter = spawn::start(&job.environment)?;
+        let children = watch_children()?;
+        reports.follow(interpreter.pid.as_raw().unsigned_abs());
+        host.send(&ToHost::Started)?;
+        (interpreter, children)
     };
     let Started {
         pid: main,

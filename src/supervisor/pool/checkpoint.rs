@@ -23,23 +23,23 @@ pub(super) struct Checkpoints {
     directory: PathBuf,
     /// Locked, shared, by every supervisor that uses what lies there; alone by one that removes.
     lock: OnceLock<Option<File>>,
-    /// What all of this host and this `tako-vm` have in common.
-    common: String,
+    /// What all of this host and this `tako-vm` have in common; without it none is known to fit.
+    common: Option<String>,
 }
 
 impl Checkpoints {
     /// Names the place below `state_dir`. `runtime` is the digest of its files.
     pub(super) fn below(state_dir: &Path, runtime: &str) -> Self {
-        // Without the features of the processor none fits: a restored guest may use what is not there.
-        let processor = host::cpu_features().unwrap_or_default();
+        // A restored guest may use what another processor does not have.
+        let processor = host::cpu_features().ok().filter(|text| !text.is_empty());
+        let common = processor.filter(|_| !runtime.is_empty()).map(|processor| {
+            let (guest, ours) = (tako_guest::PROTOCOL, env!("CARGO_PKG_VERSION"));
+            format!("{runtime}\n{processor}\n{guest}\n{ours}\n")
+        });
         Self {
             directory: state_dir.join("checkpoints"),
             lock: OnceLock::new(),
-            common: format!(
-                "{runtime}\n{processor}\n{}\n{}\n",
-                tako_guest::PROTOCOL,
-                env!("CARGO_PKG_VERSION")
-            ),
+            common,
         }
     }
 
@@ -49,7 +49,9 @@ impl Checkpoints {
         // A guest is told of its memory by its cgroup, of which the shape says nothing.
         let all = format!(
             "{}{}\n{:?}\n{shape}",
-            self.common, profile.digest, profile.limits
+            self.common.as_ref()?,
+            profile.digest,
+            profile.limits
         );
         Some(self.directory.join(Digest::of(all.as_bytes()).to_string()))
     }

@@ -279,6 +279,12 @@ fn is_wasted(finished: &Finished, order: &Order<'_>) -> bool {
     finished.untouched && !full && !order.cancel.is_cancelled()
 }
 
+/// Thaws one for a job.
+fn wake(ready: &Ready) -> Result<(), SandboxError> {
+    ready.hurry()?;
+    ready.thaw()
+}
+
 /// Destroys one that had no job.
 async fn discard(ready: Ready) {
     if let Err(error) = ready.discard().await {
@@ -327,7 +333,7 @@ impl Shared {
                 if !waiting.frozen {
                     return Some(waiting.ready);
                 }
-                match process::blocking(|| waiting.ready.thaw()) {
+                match process::blocking(|| wake(&waiting.ready)) {
                     Ok(()) => return Some(waiting.ready),
                     Err(error) => journal::warn(&one_line(&error)),
                 }
