@@ -13,10 +13,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// How often it looks around when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long a job that has taken one is left alone: a short one has ended then.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// How long nothing is made after that has failed.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -45,8 +48,10 @@ pub(super) async fn keep(at_work: AtWork) {
         retire(shared, look);
         settle(shared).await;
         refill(shared);
-        // Whoever takes one says so.
-        drop(timeout(TICK, shared.changed.notified()).await);
+        // Whoever takes one says so, and has a job to run first.
+        if timeout(TICK, shared.changed.notified()).await.is_ok() {
+            sleep(BREATH).await;
+        }
     }
 }
 
