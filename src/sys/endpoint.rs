@@ -4,15 +4,13 @@
 use crate::sys::place::{self, PlaceError};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown, fchown};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Connections that may wait to be accepted: a burst of clients. The kernel clips it
 /// (`net.core.somaxconn`).
@@ -114,21 +112,6 @@ pub fn own_directory(path: &Path, access: Access) -> Result<(), EndpointError> {
     directory
         .set_permissions(Permissions::from_mode(access.directory_mode()))
         .map_err(EndpointError::file("change the mode of", path))
-}
-
-/// Connects to who listens at `path`, and waits so long at most when its queue is full.
-///
-/// # Errors
-/// Of the kind [`io::ErrorKind::WouldBlock`] when it still is.
-pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(path)?;
-    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-    // It bounds a connect as well: unix_stream_connect() of Linux.
-    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
-    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
-    sockopt::set_socket_timeout(&socket, Timeout::Send, None)?;
-    Ok(UnixStream::from(socket))
 }
 
 /// The name under which a listener is reached. It is taken away with the value, and so is the lock that
@@ -255,8 +238,7 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::os::unix::fs::symlink;
-    use std::os::unix::net::UnixDatagram;
-    use std::time::Instant;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
 
     /// Nobody's.
     const GROUP: u32 = 61_234;
@@ -264,27 +246,6 @@ mod tests {
     fn mode(path: &Path) -> (u32, u32, u32) {
         let found = fs::symlink_metadata(path).unwrap();
         (found.mode() & 0o7777, found.uid(), found.gid())
-    }
-
-    #[test]
-    fn a_listener_whose_queue_is_full_is_not_waited_for_for_ever() {
-        let base = tempfile::tempdir().unwrap();
-        let path = base.path().join("socket");
-        let patience = Duration::from_millis(100);
-        assert_eq!(
-            connect(&path, patience).unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        let listener = socket(&path).unwrap();
-        let address = SocketAddrUnix::new(&path).unwrap();
-        rustix::net::bind(&listener, &address).unwrap();
-        rustix::net::listen(&listener, 0).unwrap();
-        let first = connect(&path, patience).unwrap();
-        assert_eq!(first.write_timeout().unwrap(), None);
-        let begun = Instant::now();
-        let error = connect(&path, patience).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
-        assert!(begun.elapsed() >= patience);
     }
 
     #[test]

@@ -14,7 +14,8 @@ use super::wire::{
     ToSupervisor, WireError,
 };
 use crate::job::{Captured, Outcome};
-use crate::sys::endpoint;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -104,10 +105,21 @@ impl ConnectionError {
 /// # Errors
 /// [`ConnectionError::Connect`].
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectionError> {
-    endpoint::connect(path, CROWDED).map_err(|source| ConnectionError::Connect {
+    connect_within(path, CROWDED).map_err(|source| ConnectionError::Connect {
         path: path.to_owned(),
         source,
     })
+}
+
+fn connect_within(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    // It bounds a connect as well: unix_stream_connect() of Linux.
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(UnixStream::from(socket))
 }
 
 /// A connection to a supervisor.

@@ -356,3 +356,23 @@ async fn numbers_and_the_end_are_asked_for_on_one_connection() {
     let lost = connection.stats().await;
     assert!(matches!(lost, Err(ConnectionError::Lost)), "{lost:?}");
 }
+
+#[test]
+fn a_listener_whose_queue_is_full_is_not_waited_for_for_ever() {
+    let base = tempfile::tempdir().unwrap();
+    let path = base.path().join("socket");
+    let patience = Duration::from_millis(100);
+    let nobody = connect_within(&path, patience).unwrap_err();
+    assert_eq!(nobody.kind(), io::ErrorKind::NotFound);
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let listener = rustix::net::socket(family, kind, None).unwrap();
+    let address = SocketAddrUnix::new(&path).unwrap();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let first = connect_within(&path, patience).unwrap();
+    assert_eq!(first.write_timeout().unwrap(), None);
+    let begun = std::time::Instant::now();
+    let error = connect_within(&path, patience).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
+    assert!(begun.elapsed() >= patience);
+}
