@@ -12,10 +12,10 @@ TAKO_VM := target/release/tako-vm
 
 # Headers to build with, and the tools that build the executor image.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config mmdebstrap erofs-utils
-# What only the tests need: the runtimes of permissive mode, and one more to compare with; file
-# capabilities for an image that must not give any; a virtual machine and its disk; to apply the patches
-# of mutants, to compile libFuzzer.
-TEST_PACKAGES := runc crun bubblewrap libcap2-bin qemu-system-x86 e2fsprogs patch g++
+# What only the tests need: the runtimes of permissive mode, and one more to compare with; a client of the
+# supervisor; file capabilities for an image that must not give any; a virtual machine and its disk; to
+# apply the patches of mutants, to compile libFuzzer.
+TEST_PACKAGES := runc crun bubblewrap python3 libcap2-bin qemu-system-x86 e2fsprogs patch g++
 # Seconds of fuzzing for each target.
 FUZZ_SECONDS ?= 20
 FUZZ_TARGETS := frame image result spec wire

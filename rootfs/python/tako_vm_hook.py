@@ -110,10 +110,12 @@ def settle(sys):
     if not there:
         del sys.modules["gc"]
     # What a frozen dictionary holds is never collected, and the program's own variables are to be.
-    new = type(sys)("__main__")
+    old, new = sys.modules["__main__"], type(sys)("__main__")
     new.__dict__.clear()
-    new.__dict__.update(sys.modules["__main__"].__dict__)
-    sys.modules["__main__"] = new
+    new.__dict__.update(old.__dict__)
+    # multiprocessing has another name for it.
+    for name in [name for name, module in sys.modules.items() if module is old]:
+        sys.modules[name] = new
 
 
 def rehearse(sys, site):

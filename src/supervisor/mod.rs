@@ -10,7 +10,7 @@
 //!                            ┌───────────────────┴──────────────────┐
 //!                     task of the job                        the connection
 //!             pool: a sandbox, its end, its clearing   <── cancel, or closed
-//!             holds the slot until all is gone          ──> output, end, files
+//!             holds a place until all is gone           ──> output, end, files
 //! ```
 //!
 //! A client is not believed: what it asks for is checked here against root's maxima, whatever it has
