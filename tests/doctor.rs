@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tako_vm::image::Images;
 use tako_vm::runsc::provision::{self, Candidate};
 use tako_vm::sys::process;
 use tempfile::TempDir;
@@ -315,8 +316,8 @@ fn a_missing_image_a_missing_runsc_and_an_open_directory_are_told_apart() {
 #[ignore = "needs root and runsc"]
 fn a_damaged_byte_of_the_image_or_of_runsc_is_found() {
     let copy = Copy::new();
-    let blobs = copy.state().join("images/sha256");
-    let image = blobs.join(&host::names_in(&blobs)[0]);
+    let images = Images::at(&copy.state());
+    let image = images.blob(images.manifest(&"python".parse().unwrap()).unwrap().digest);
     let runsc = provision::installed(&copy.state()).unwrap().binary;
     for path in [&image, &runsc] {
         let file = fs::File::options()

@@ -63,7 +63,12 @@ def install():
             rehearse(sys, site)
             settle(sys)
             report("held", str(main))
-            adopt(wait(held))
+            while not (environment := wait(held)):
+                # A restored interpreter has not reached any page yet.
+                rehearse(sys, site)
+                report("held", str(main))
+            close(held)
+            adopt(environment)
             reseed(sys.modules)
         except BaseException:
             # An interpreter that is not as it should be gets no program.
@@ -149,11 +154,11 @@ def rehearse(sys, site):
 
 
 def parse(text):
-    return dict(entry.split(b"=", 1) for entry in text.split(b"\0")[:-2])
+    return dict(entry.split(b"=", 1) for entry in text.split(b"\0") if entry)
 
 
 def wait(descriptor):
-    """Blocks until there is a program; returns its environment."""
+    """Blocks until there is a program; returns its environment. None at all asks for a rehearsal."""
     import posix
 
     text = b""
@@ -163,7 +168,6 @@ def wait(descriptor):
         if not piece:
             raise EOFError("tako-init is gone")
         text += piece
-    posix.close(descriptor)
     return parse(text)
 
 

@@ -472,12 +472,17 @@ fn a_job_in_a_sandbox_that_waited_dies_with_its_connection() {
         || other.stats()["running"] == 0,
         || "the job still runs".to_owned(),
     );
-    let gone: Vec<_> = waiting
-        .iter()
-        .filter(|id| cgroups_of(id).is_empty())
-        .collect();
-    assert_eq!(gone.len(), 1, "{waiting:?}");
-    assert_gone(gone[0]);
+    // Its end is told before its sandbox is gone.
+    let gone = || -> Vec<_> {
+        let all = waiting.iter();
+        all.filter(|id| cgroups_of(id).is_empty()).collect()
+    };
+    wait_for(
+        PROMISE,
+        || gone().len() == 1,
+        || format!("its sandbox is there, or both are gone: {waiting:?}"),
+    );
+    assert_gone(gone()[0]);
     let pool = until(&mut other, is_full);
     assert_eq!(pool["hits"], 1, "{pool}");
 }

@@ -43,6 +43,20 @@ pub(crate) fn start(
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_WRONLY)).map_err(failed())?;
     let interpreter = spawn::start(environment)?;
     reports.follow(interpreter.pid.as_raw().unsigned_abs());
+    await_held(reports)?;
+    // It has it open, and nobody else is to find it.
+    unlink(HOLD_FIFO).map_err(failed())?;
+    let held = Held {
+        interpreter,
+        release: writer.into(),
+        children: program::watch_children()?,
+    };
+    held.rehearse()?;
+    Ok(held)
+}
+
+/// Waits until the interpreter says that it is held.
+fn await_held(reports: &mut Reports) -> Result<(), InitError> {
     while !reports.held() {
         let mut polled = [PollFd::new(reports.descriptor(), PollFlags::POLLIN)];
         match poll(&mut polled, CHECK) {
@@ -53,17 +67,7 @@ pub(crate) fn start(
             return Err(InitError::NotHeld);
         }
     }
-    // It has it open, and nobody else is to find it.
-    unlink(HOLD_FIFO).map_err(failed())?;
-    let children = program::watch_children()?;
-    program::rehearse(&children)?;
-    rehearse_files().map_err(InitError::system("rehearse"))?;
-    collect::is_empty()?;
-    Ok(Held {
-        interpreter,
-        release: writer.into(),
-        children,
-    })
+    Ok(())
 }
 
 /// Writes a file as those of a job are written, for the reason of [`program::rehearse`].
@@ -76,6 +80,25 @@ fn rehearse_files() -> io::Result<()> {
 }
 
 impl Held {
+    /// Does once more what is done at the end of a program, and lets the interpreter do so too: in a
+    /// restored guest no page has been reached yet. At the same time it shows that both still live.
+    pub(crate) fn rehearse_again(&mut self, reports: &mut Reports) -> Result<(), InitError> {
+        reports.forget_held();
+        // An environment that is none.
+        self.release
+            .write_all(b"\0\0")
+            .map_err(InitError::system("reach the interpreter"))?;
+        await_held(reports)?;
+        self.rehearse()
+    }
+
+    fn rehearse(&self) -> Result<(), InitError> {
+        program::rehearse(&self.children)?;
+        rehearse_files().map_err(InitError::system("rehearse"))?;
+        collect::is_empty()?;
+        Ok(())
+    }
+
     /// Lets the interpreter turn to `/code/main.py`, with this environment in place of its own.
     pub(crate) fn release(
         mut self,

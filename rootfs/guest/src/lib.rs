@@ -75,7 +75,8 @@ pub enum ToGuest<'a> {
     Cancel,
     /// Start the interpreter with the environment so far, and hold it until [`ToGuest::Start`].
     Hold,
-    /// Say once more that the interpreter is held: a restored guest has said so to somebody else.
+    /// Rehearse once more, and say that the interpreter is held: a restored guest has said so to somebody
+    /// else, and has none of its pages mapped.
     Ping,
 }
 

@@ -114,18 +114,16 @@ fn serve(host: &mut Host) -> Result<(), InitError> {
     host.send(&ToHost::Ready { protocol: PROTOCOL })?;
     let mut held = None;
     let job = loop {
-        match (job::receive(host)?, &held) {
+        match (job::receive(host)?, &mut held) {
             (Wish::Run(job), _) => break job,
-            (Wish::Hold(environment), None) => {
-                held = Some(hold::start(&environment, &mut reports)?);
+            (Wish::Hold(environment), held @ None) => {
+                *held = Some(hold::start(&environment, &mut reports)?);
                 host.send(&ToHost::Held)?;
             }
-            (Wish::Ping, Some(_)) => {
+            (Wish::Ping, Some(held)) => {
                 // It may be another sentry than the one that was asked before, with the state of that.
                 require_filter()?;
-                if program::has_child_ended()? {
-                    return Err(InitError::NotHeld);
-                }
+                held.rehearse_again(&mut reports)?;
                 host.send(&ToHost::Held)?;
             }
             (Wish::Hold(_), Some(_)) | (Wish::Ping, None) => return Err(InitError::OutOfOrder),

@@ -68,6 +68,11 @@ impl Reports {
         self.held
     }
 
+    /// From now on it has to say so again.
+    pub(crate) fn forget_held(&mut self) {
+        self.held = false;
+    }
+
     /// Whether the interpreter said that it is up.
     pub(crate) fn up(&self) -> bool {
         self.up
