@@ -45,12 +45,16 @@ use std::future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Stats;
+
+/// How long the descriptors of a supervisor that was killed may outlive it.
+const HEIRS: Duration = Duration::from_millis(500);
 
 /// How often what could not be cleared away is tried again.
 const SWEEP: Duration = Duration::from_mins(1);
@@ -172,12 +176,22 @@ impl Door {
     /// # Errors
     /// [`ServeError::Listen`], when a supervisor listens there already for one.
     pub fn open(settings: &Settings) -> Result<Self, ServeError> {
-        let opened = Endpoint::listen(&settings.socket, settings.access);
-        let (listener, endpoint) = opened.map_err(|source| ServeError::Listen {
-            path: settings.socket.clone(),
-            source,
-        })?;
-        Ok(Self { listener, endpoint })
+        let begun = Instant::now();
+        loop {
+            match Endpoint::listen(&settings.socket, settings.access) {
+                Ok((listener, endpoint)) => return Ok(Self { listener, endpoint }),
+                // A child of one that was killed has its descriptors until it executes runsc.
+                Err(EndpointError::Listening { .. }) if begun.elapsed() < HEIRS => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(source) => {
+                    return Err(ServeError::Listen {
+                        path: settings.socket.clone(),
+                        source,
+                    });
+                }
+            }
+        }
     }
 }
 
