@@ -310,6 +310,8 @@ impl<'a> Attendance<'a> {
         let mut cancelled = pin!(order.cancel.cancelled());
         let mut cancelling = false;
         let mut memory_checks = interval(MEMORY_CHECK);
+        // What a guest that waits has said on its own comes before anything that it is asked.
+        self.take_frames(sandbox)?;
         while self.stage != Stage::Done {
             if self.stage == Stage::HandingOver
                 && let Link::Idle(stdin) = &mut link
