@@ -11,6 +11,7 @@ mod supervisor_status;
 
 use crate::client;
 use crate::config::{self, Config};
+use crate::supervisor::one_line;
 use crate::sys::privilege;
 use clap::{Parser, Subcommand};
 use std::error::Error;
@@ -108,18 +109,6 @@ impl Failure {
             status: FAILED,
         }
     }
-}
-
-/// An error and its causes as one line, outermost first.
-fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        line = format!("{line}: {inner}");
-        cause = inner.source();
-    }
-    // The output of a failed program, for one, has several lines.
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn require_root(command: &str) -> Result<(), Failure> {

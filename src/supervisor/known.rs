@@ -1,10 +1,10 @@
 //! Images that have been checked, for as long as nothing about their files changes.
 
 use crate::image::{Image, ImageError, Images, Reference};
+use crate::sys::digest::Stamp;
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,27 +27,8 @@ struct Checked {
     at: Instant,
 }
 
-/// What changes with a file, whoever changes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata: Metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    fs::symlink_metadata(path).map(|metadata| Stamp::of(&metadata))
 }
 
 impl Known {
@@ -65,10 +46,10 @@ impl Known {
         }
         // Before the check: a change meanwhile makes the stamps differ.
         let manifest = manifest_path(&self.images, reference);
-        let before = manifest.map(|path| (Stamp::of(&path), path));
+        let before = manifest.map(|path| (stamp(&path), path));
         let image = self.images.find(reference)?;
         if let Some((Ok(manifest), path)) = before
-            && let Ok(file) = Stamp::of(&image.path)
+            && let Ok(file) = stamp(&image.path)
         {
             let checked = Checked {
                 files: [(path, manifest), (image.path.clone(), file)],
@@ -83,8 +64,7 @@ impl Known {
     fn unchanged(&self, reference: &str) -> Option<Image> {
         let mut all = self.lock();
         let checked = all.get(reference)?;
-        let same =
-            |(path, stamp): &(PathBuf, Stamp)| Stamp::of(path).is_ok_and(|now| now == *stamp);
+        let same = |(path, before): &(PathBuf, Stamp)| stamp(path).is_ok_and(|now| now == *before);
         if checked.at.elapsed() < LASTS && checked.files.iter().all(same) {
             return Some(checked.image.clone());
         }

@@ -126,9 +126,9 @@ impl io::Write for Digester {
     }
 }
 
-/// What the kernel said of a file when it was hashed.
+/// What the kernel says of a file, and what changes with it, whoever changes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -137,7 +137,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(metadata: &Metadata) -> Self {
+    /// That of the file that the metadata are of.
+    pub fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
