@@ -1,4 +1,5 @@
-//! Builds `tako-init`, static, so that a plain `cargo build` carries it inside `tako-vm`.
+//! Builds what `tako-vm` carries inside for its images, so that a plain `cargo build` is enough:
+//! `tako-init`, static, and the extension module of the interpreter's hook.
 #![expect(clippy::expect_used, reason = "a build script reports by panicking")]
 #![expect(
     clippy::disallowed_methods,
@@ -12,10 +13,34 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-changed=rootfs/guest");
     println!("cargo::rerun-if-changed=Cargo.lock");
+    println!("cargo::rerun-if-changed={END}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let target = env::var("TARGET").expect("cargo sets TARGET");
     let built = build_init(&out, &target);
     fs::copy(built, out.join("tako-init")).expect("the built init can be copied");
+    build_end(&out.join("end.so"));
+}
+
+/// The source of the extension module.
+const END: &str = "rootfs/python/tako_vm_end.c";
+
+/// What it refers to is found in the interpreter that loads it.
+fn build_end(to: &Path) {
+    let compiler = cc::Build::new()
+        .std("c11")
+        .opt_level(2)
+        .debug(false)
+        .pic(true)
+        .flag("-fvisibility=hidden")
+        .get_compiler();
+    let status = compiler
+        .to_command()
+        .args(["-shared", "-nostdlib", "-Wl,--build-id=none", "-s", "-o"])
+        .arg(to)
+        .arg(END)
+        .status()
+        .expect("a C compiler can be started");
+    assert!(status.success(), "building `{END}` failed: {status}");
 }
 
 /// A cargo of its own: the guest is linked statically, which the host program is not, and its

@@ -218,12 +218,12 @@ impl Lane {
             ..JobRequest::default()
         };
         let job = JobSpec::check(request, &Maxima::default())?;
-        let spool = tempfile::tempdir()?;
+        let spool = self.sandboxes.spool();
         let (events, mut output) = mpsc::channel(16);
         let order = Order {
             image: &self.image,
             job: &job,
-            spool: spool.path(),
+            spool: &spool,
             events: Some(events),
             cancel: CancellationToken::new(),
         };

@@ -1,5 +1,5 @@
-"""Tells tako-init that the interpreter is up, and which exception ended the program; before that, holds
-an interpreter that has no program yet.
+"""Tells tako-init that the interpreter is up, which exception ended the program, and with which status
+the interpreter ends; before that, holds an interpreter that has no program yet.
 
 Loaded by `tako_vm.pth` in every interpreter of the image, it acts in one only: the program that
 init started. It leaves no module, no descriptor and no replaced function behind; the exception is
@@ -16,6 +16,7 @@ def install():
 
     import atexit
 
+    variables = {}
     fifo = "/run/tako-vm/report"
     flags = posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC
     # Bound now: the program may replace them before the end.
@@ -31,10 +32,44 @@ def install():
         finally:
             close(descriptor)
 
+    stdout, stderr, excepthook, callbacks = sys.stdout, sys.stderr, sys.excepthook, 1
+    count = atexit._ncallbacks
+
+    def has_succeeded(variables):
+        # The interpreter sets the first two for as long as the program runs, and takes them away only when
+        # it has returned: not when it was left by `sys.exit`.
+        returned = "__file__" not in variables and "__cached__" not in variables
+        as_ever = "__spec__" in variables and "__loader__" in variables
+        # Who can have taken the exception away that has ended it.
+        unhandled = sys.excepthook is excepthook and count() == callbacks
+        # What is flushed into other streams may fail.
+        own_streams = sys.stdout is stdout and sys.stderr is stderr
+        if returned and as_ever and unhandled and own_streams:
+            stdout.flush()
+            stderr.flush()
+            return True
+        return False
+
     def at_exit():
-        exception = getattr(sys, "last_value", None)
+        nonlocal variables
+        # Ours is not to be the last reference to them.
+        seen, variables = variables, {}
+        try:
+            # What they remember of the program would keep it from being finalised.
+            for forget in getattr(sys.modules.get("typing"), "_cleanups", ()):
+                forget()
+        except BaseException:
+            pass  # it is the program's own by now
         # A forked child inherits this handler, and must not speak for its parent.
-        if exception is None or getpid() != main:
+        if getpid() != main:
+            return
+        exception = getattr(sys, "last_value", None)
+        if exception is None:
+            try:
+                if has_succeeded(seen):
+                    end.succeed()
+            except BaseException:
+                pass  # the interpreter ends in its own time
             return
         try:
             message = str(exception)
@@ -48,38 +83,54 @@ def install():
 
     # The first to register is the last to run, after everything that the program registers.
     atexit.register(at_exit)
+    end = load_end(sys)
+    if end.watch():
+        raise OSError("cannot watch the end of the interpreter")
+    # The interpreter would try to open it as a ZIP file, in vain, and then write down just this.
+    sys.path_importer_cache["/code/main.py"] = None
     try:
         held = open_("/run/tako-vm/hold", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
-        settle(sys)
+        variables = settle(sys, end)
         report("up", str(main))  # the program is there already
         return
 
     def hold():
+        nonlocal variables, callbacks
         site.execusercustomize = last
         last()
         try:
             preload(sys)
-            rehearse(sys, site)
-            settle(sys)
+            variables, callbacks = settle(sys, end), count()
             report("held", str(main))
-            while not (environment := wait(held)):
-                # A restored interpreter has not reached any page yet.
-                rehearse(sys, site)
+            while (wish := wait(held)) == b"rehearse\0\0":
+                rehearse(sys, end)
                 report("held", str(main))
             close(held)
-            adopt(environment)
+            if wish != b"start\0\0":
+                adopt(parse(wish))
             reseed(sys.modules)
-        except BaseException:
-            # An interpreter that is not as it should be gets no program.
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:
+            # An interpreter that is not as it should be gets no program. Where there is none yet, init
+            # hears why.
+            report("unfit", str(main), type(error).__name__, str(error))
+            sys.excepthook(type(error), error, error.__traceback__)
             posix._exit(70)
-        report("up", str(main))
 
     # The last that the interpreter does before it turns to the program.
     site = sys.modules["site"]
     last = site.execusercustomize
     site.execusercustomize = hold
+
+
+def load_end(sys):
+    """The extension module beside init, which no program finds by its name."""
+    import _imp
+
+    name = "tako_vm_end"
+    module = _imp.create_dynamic(type(sys.__spec__)(name, None, origin="/usr/lib/tako-vm/end.so"))
+    sys.modules.pop(name, None)
+    return module
 
 
 def preload(sys):
@@ -102,15 +153,19 @@ def preload(sys):
         gc.collect()
 
 
-def settle(sys):
-    """Takes what is there until the end out of the collector's sight.
+def settle(sys, end):
+    """Takes what is there now out of the collector's sight, and lets functions be there until the end.
 
-    Looking through it at the end takes a millisecond without any module of the program's, and with
-    numpy ten times as long as ending without.
+    To look through it at the end and to take it apart takes a millisecond without any module of the
+    program's, and with numpy ten times as long as ending without.
     """
     there = "gc" in sys.modules
     import gc
 
+    # Functions alone: what else holds others may come to hold something of the program's.
+    kept = [thing for thing in gc.get_objects() if type(thing) is type(settle)]
+    # A ring of its own, which nobody takes apart once it is frozen.
+    kept.append(kept)
     gc.freeze()
     if not there:
         del sys.modules["gc"]
@@ -121,29 +176,25 @@ def settle(sys):
     # multiprocessing has another name for it.
     for name in [name for name, module in sys.modules.items() if module is old]:
         sys.modules[name] = new
+    end.settle()
+    return new.__dict__
 
 
-def rehearse(sys, site):
-    """Does once what the interpreter does with every program, and leaves nothing of it.
+def rehearse(sys, end):
+    """Does what the interpreter does with every program, with one that init has put there for it, and
+    leaves nothing of it.
 
-    The first time is slow: gVisor rewrites each place that makes a system call, and brings in each page
+    The first times are slow: gVisor rewrites each place that makes a system call, and brings in each page
     of the interpreter and of its memory, when it is first reached.
     """
     import posix
 
-    for hook in sys.path_hooks:
-        try:
-            hook("/code/main.py")
-        except ImportError:
-            pass
-    try:
-        # A fault that is found after parsing: to show the line, the interpreter opens and reads a file
-        # as it does a program.
-        compile("return", site.__file__, "exec")
-    except SyntaxError:
-        pass
-    program = "def f(x):\n    return [x + 1, f'{x}', (x,), {x: x}]\nfor x in range(2):\n    f(x)\n"
-    exec(compile(program, "/code/main.py", "exec"), {})
+    main = sys.modules["__main__"].__dict__
+    before = dict(main)
+    if end.rehearse():
+        raise OSError("the rehearsal failed")
+    main.clear()
+    main.update(before)
     # Of no bytes: nobody sees them.
     for stream in sys.stdout, sys.stderr:
         print(end="", file=stream, flush=True)
@@ -158,7 +209,8 @@ def parse(text):
 
 
 def wait(descriptor):
-    """Blocks until there is a program; returns its environment. None at all asks for a rehearsal."""
+    """Blocks until there is a program, and returns its environment; or one of two words, which are no
+    variables: for a rehearsal, or for a program that has the environment that there is."""
     import posix
 
     text = b""
@@ -168,7 +220,7 @@ def wait(descriptor):
         if not piece:
             raise EOFError("tako-init is gone")
         text += piece
-    return parse(text)
+    return text
 
 
 def adopt(environment):

@@ -5,7 +5,7 @@ use crate::job::{
     self, Captured, ErrorReport, JobRequest, JobSpec, Outcome, Payload, Record, ResourceUsage,
     Skipped, Termination, Timing,
 };
-use crate::sys::held::Held;
+use crate::sandbox::SpoolDirectory;
 use serde::de::DeserializeOwned;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -69,7 +69,7 @@ impl Asked {
 #[derive(Debug)]
 pub(super) enum Spool {
     /// In the state directory.
-    Held(Held),
+    State(#[expect(dead_code, reason = "held, since it vanishes when dropped")] SpoolDirectory),
     /// In the caller's directory of temporary files.
     Temporary(TempDir),
     /// None, since there were no files.
@@ -92,9 +92,9 @@ impl Spool {
 
     pub(super) fn path(&self) -> &Path {
         match self {
-            Self::Held(held) => held.path(),
             Self::Temporary(directory) => directory.path(),
-            Self::Empty => Path::new(""),
+            // Nothing of it is written by us.
+            Self::State(_) | Self::Empty => Path::new(""),
         }
     }
 }

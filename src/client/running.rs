@@ -177,17 +177,17 @@ async fn attend(
     cancel: CancellationToken,
 ) -> Result<Execution, Error> {
     let failed = |error: SandboxError| Error::Sandbox(error.into());
-    let spool = local.sandboxes.spool().map_err(failed)?;
+    let spool = local.sandboxes.spool();
     let order = Order {
         image: &local.image.path,
         job: &job,
-        spool: spool.path(),
+        spool: &spool,
         events: Some(events),
         cancel,
     };
     let outcome = local.sandboxes.run(order).await.map_err(failed)?;
     let image = local.image.manifest.name.to_string();
-    let spool = Spool::Held(spool);
+    let spool = Spool::State(spool);
     Ok(Execution::new(Asked::Checked(job), image, outcome, spool))
 }
 

@@ -6,7 +6,7 @@ use crate::sys::digest::Digest;
 use serde::Deserialize;
 
 /// What is added to the unpacked packages, last: path in the tree, bytes, mode.
-pub const ADDITIONS: [(&str, &[u8], u32); 3] = [
+pub const ADDITIONS: [(&str, &[u8], u32); 4] = [
     (
         "usr/lib/tako-vm/tako-init",
         include_bytes!(concat!(env!("OUT_DIR"), "/tako-init")),
@@ -20,6 +20,11 @@ pub const ADDITIONS: [(&str, &[u8], u32); 3] = [
     (
         "usr/lib/python3/dist-packages/tako_vm.pth",
         include_bytes!("../../rootfs/python/tako_vm.pth"),
+        0o644,
+    ),
+    (
+        "usr/lib/tako-vm/end.so",
+        include_bytes!(concat!(env!("OUT_DIR"), "/end.so")),
         0o644,
     ),
 ];

@@ -20,12 +20,13 @@ use tako_guest::{EndedBy, Exit, ExitStatus, FrameError, PROTOCOL, ToHost};
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 
 /// How long a sandbox may take until it waits for its job. A cold start takes 0.2 s.
 const BOOT: Duration = Duration::from_secs(30);
 
-/// How long a job may take to be written into the guest: 65 MiB at most.
+/// How long a job may take to be written into the guest, 65 MiB at most, and to be taken up by it. One that
+/// does not answer has not begun the job.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// From a time limit to the backstop. Init has sent SIGTERM at the limit and SIGKILL half a second
@@ -139,7 +140,7 @@ struct Attendance<'a> {
     /// The kernel has killed a process because the memory limit was reached.
     out_of_memory: bool,
     deadline: Instant,
-    spool: Spool,
+    spool: Spool<'a>,
     known: Attended,
 }
 
@@ -179,9 +180,12 @@ pub(super) async fn hold(
     explained(sandbox, held).await
 }
 
-/// Waits until a restored sandbox says that it holds one.
-pub(super) async fn await_held(sandbox: &mut Sandbox) -> Result<(), String> {
-    let held = ask(sandbox, guest::ping_frame()).await;
+/// Lets a sandbox that holds one, or is restored from one that did, do what it will do with a job.
+pub(super) async fn rehearse(
+    sandbox: &mut Sandbox,
+    environment: &[(String, String)],
+) -> Result<(), String> {
+    let held = ask(sandbox, guest::rehearsal_frames(environment)).await;
     explained(sandbox, held).await
 }
 
@@ -308,15 +312,18 @@ impl<'a> Attendance<'a> {
         // Until the guest is ready there is nothing to hand over to.
         let mut link = Link::Idle(sandbox.stdin.take());
         let mut cancelled = pin!(order.cancel.cancelled());
-        let mut cancelling = false;
-        let mut memory_checks = interval(MEMORY_CHECK);
+        let (mut handed_over, mut cancelling) = (false, false);
+        // Not at once: a short program has ended by then.
+        let mut memory_checks = interval_at(Instant::now() + MEMORY_CHECK, MEMORY_CHECK);
         // What a guest that waits has said on its own comes before anything that it is asked.
         self.take_frames(sandbox)?;
         while self.stage != Stage::Done {
-            if self.stage == Stage::HandingOver
+            if !handed_over
+                && self.stage == Stage::HandingOver
                 && let Link::Idle(stdin) = &mut link
                 && let Some(stdin) = stdin.take()
             {
+                handed_over = true;
                 self.known.ready_after = Some(self.begun.elapsed());
                 sandbox.reached(Step::Ready);
                 sandbox.has_started();
@@ -324,13 +331,18 @@ impl<'a> Attendance<'a> {
                     .check_confinement()
                     .map_err(|source| Fault::Confinement { source })?;
                 sandbox
-                    .limit_cpu(self.limits.millicpus)
+                    .begin_job(self.limits.millicpus)
                     .map_err(|source| Fault::Cpu { source })?;
                 link = Link::Writing(Box::pin(guest::hand_over(stdin, order.job)));
             }
             tokio::select! {
                 biased;
-                () = sleep_until(self.deadline) => return self.overdue(),
+                () = sleep_until(self.deadline) => {
+                    if self.stage == Stage::HandingOver {
+                        self.hear_the_last(sandbox).await?;
+                    }
+                    return self.overdue();
+                }
                 () = &mut cancelled, if !cancelling => {
                     cancelling = true;
                     if !self.cancel(&mut link).await {
@@ -341,10 +353,6 @@ impl<'a> Attendance<'a> {
                     // A guest that stopped reading has a reason, and it is still to be read.
                     link = Link::Idle(handed.ok());
                     sandbox.reached(Step::HandedOver);
-                    // The guest's answer may overtake the news that all was written.
-                    if self.stage == Stage::HandingOver {
-                        self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
-                    }
                 }
                 _ = sandbox.runtime.wait(), if !self.orphaned => self.abandon(sandbox),
                 _ = memory_checks.tick(), if !self.out_of_memory => self.check_memory(sandbox),
@@ -366,6 +374,20 @@ impl<'a> Attendance<'a> {
     /// has ended; what a pipe holds is little, and its end must be seen.
     fn has_room(&self) -> bool {
         self.orphaned || self.known.pending.len() < MAX_PENDING
+    }
+
+    /// Whether the job was begun decides whether another sandbox may take it: so this one is killed, and what
+    /// it has said until then is taken.
+    async fn hear_the_last(&mut self, sandbox: &mut Sandbox) -> Result<(), Fault> {
+        // An error comes back in the teardown, which kills again.
+        drop(process::blocking(|| sandbox.kill()));
+        while let Ok(Ok(1..)) = tokio::time::timeout(DRAIN, sandbox.guest.fill()).await {
+            self.take_frames(sandbox)?;
+        }
+        if self.stage < Stage::Collecting {
+            self.stage = Stage::HandingOver;
+        }
+        Ok(())
     }
 
     /// A deadline is over: ours, held from outside, whatever the guest does.
@@ -487,7 +509,10 @@ impl<'a> Attendance<'a> {
             (Stage::Booting, ToHost::Ready { protocol }) => {
                 return Err(Fault::Version { found: protocol });
             }
-            (Stage::HandingOver | Stage::Starting, ToHost::Started) => self.known.touched = true,
+            (Stage::HandingOver, ToHost::Started) => {
+                self.known.touched = true;
+                self.enter(Stage::Starting, self.limits.startup + BACKSTOP);
+            }
             (Stage::HandingOver | Stage::Starting, ToHost::Running { startup_ms }) => {
                 self.known.touched = true;
                 self.known.startup_ms = Some(startup_ms);

@@ -72,9 +72,27 @@ pub(super) fn hold_frames(environment: &[(String, String)]) -> io::Result<Vec<u8
     Ok(wire)
 }
 
-/// What asks init whether it holds one.
-pub(super) fn ping_frame() -> io::Result<Vec<u8>> {
+/// The program of a rehearsal.
+const REHEARSAL: &str = "\
+def f(x):
+    return [x + 1, f'{x}', (x,), {x: x}]
+for x in range(2):
+    f(x)
+";
+
+/// What asks init to rehearse: a job as any other, but that it is not begun.
+pub(super) fn rehearsal_frames(environment: &[(String, String)]) -> io::Result<Vec<u8>> {
     let mut wire = Vec::new();
+    put_environment(environment, &mut wire)?;
+    let files = [
+        (Area::Code, "main.py", REHEARSAL),
+        (Area::Input, "data.json", "{}"),
+    ];
+    for (area, name, text) in files {
+        let size = text.len() as u64;
+        put(&ToGuest::File { area, name, size }, &mut wire)?;
+        put(&ToGuest::Data(text.as_bytes()), &mut wire)?;
+    }
     put(&ToGuest::Ping, &mut wire)?;
     Ok(wire)
 }

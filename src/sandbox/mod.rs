@@ -30,6 +30,7 @@ pub use probe::{ProbeError, probe};
 pub use ready::{CheckpointError, Finished, Ready};
 pub use runtime::Runtime;
 pub use selftest::{SelfTestError, SelfTests};
+pub use spool::SpoolDirectory;
 pub use step::Step;
 pub use sweep::{Left, Swept, orphans, strangers, sweep};
 
@@ -37,7 +38,7 @@ use crate::bundle::{self, BundleError, Isolation, seccomp};
 use crate::job::{JobSpec, Limits, Outcome, Phase, ResourceUsage, Start, Timing, milliseconds};
 use crate::runsc::Places;
 use crate::sys::cgroup::{CgroupError, Hierarchies, Urgency};
-use crate::sys::held::{Held, Registry};
+use crate::sys::held::Registry;
 use crate::sys::mount::{self, MountError};
 use crate::sys::place::PlaceError;
 use crate::sys::process;
@@ -124,8 +125,8 @@ pub struct Order<'a> {
     pub image: &'a Path,
     /// What to run.
     pub job: &'a JobSpec,
-    /// An empty directory, ours alone, that takes the bytes of collected files.
-    pub spool: &'a Path,
+    /// Takes the bytes of collected files.
+    pub spool: &'a SpoolDirectory,
     /// Takes output as it comes. A slow receiver slows the program down, not its deadlines.
     pub events: Option<mpsc::Sender<Event>>,
     /// Ends the job at once.
@@ -215,13 +216,9 @@ impl Sandboxes {
         self
     }
 
-    /// A directory for the files that one job leaves. It vanishes when dropped, and with the next
-    /// sweep if this process is killed before.
-    ///
-    /// # Errors
-    /// [`SandboxError::Directory`].
-    pub fn spool(&self) -> Result<Held, SandboxError> {
-        self.spools.create().map_err(SandboxError::Directory)
+    /// A place for the files that one job leaves.
+    pub fn spool(&self) -> SpoolDirectory {
+        SpoolDirectory::new(self.spools.clone())
     }
 
     /// Runs a job in a sandbox of its own, of which nothing is left afterwards.

@@ -2,7 +2,7 @@
 
 use super::attend::{self, Attended};
 use super::start::Sandbox;
-use super::{Order, Runtime, SandboxError, Sandboxes, clear};
+use super::{Order, Runtime, SandboxError, Sandboxes, SpoolDirectory, clear};
 use crate::job::{JobRequest, JobSpec, Maxima, SpecError, Termination};
 use crate::runsc::Runsc;
 use crate::sys::cgroup::Urgency;
@@ -51,15 +51,16 @@ pub async fn probe(
     image: &Path,
     patience: Duration,
 ) -> Result<(), ProbeError> {
-    let spool = sandboxes.spool().map_err(ProbeError::Sandbox)?;
+    let spool = sandboxes.spool();
     let job = job()?;
-    let order = order(image, &job, spool.path());
+    let order = order(image, &job, &spool);
     run(sandboxes, &order).await?;
     // Of a container none is ever made.
     let Runtime::Gvisor(runsc) = &sandboxes.runtime else {
         return Ok(());
     };
-    let checkpoint = spool.path().join("checkpoint");
+    let directory = (spool.path()).map_err(|e| ProbeError::Sandbox(SandboxError::Directory(e)))?;
+    let checkpoint = directory.join("checkpoint");
     write_checkpoint(runsc, sandboxes, &order, &checkpoint, patience).await?;
     restore(runsc, sandboxes, &order, &checkpoint).await
 }
@@ -73,7 +74,7 @@ fn job() -> Result<JobSpec, ProbeError> {
     JobSpec::check(request, &Maxima::default()).map_err(ProbeError::Job)
 }
 
-fn order<'a>(image: &'a Path, job: &'a JobSpec, spool: &'a Path) -> Order<'a> {
+fn order<'a>(image: &'a Path, job: &'a JobSpec, spool: &'a SpoolDirectory) -> Order<'a> {
     Order {
         image,
         job,

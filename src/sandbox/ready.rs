@@ -67,10 +67,18 @@ impl Sandboxes {
     ) -> Result<Ready, SandboxError> {
         let mut sandbox = self.start(image, limits, urgency)?;
         let mut held = attend::await_ready(&mut sandbox).await;
+        let environment = JobSpec::base_environment();
         if held.is_ok() {
-            held = attend::hold(&mut sandbox, &JobSpec::base_environment()).await;
+            held = attend::hold(&mut sandbox, &environment).await;
         }
-        Ready::new(sandbox, held, false).await
+        // The first time gVisor rewrites the place of each system call, in a page that is brought in anew
+        // the second time.
+        for _ in 0..2 {
+            if held.is_ok() {
+                held = attend::rehearse(&mut sandbox, &environment).await;
+            }
+        }
+        Ready::new(sandbox, held, limits).await
     }
 
     /// The same from a checkpoint of such a sandbox, of the same image and limits.
@@ -93,8 +101,13 @@ impl Sandboxes {
                 runsc.restore(places, bundle, checkpoint, id)
             })
         })?;
-        let held = attend::await_held(&mut sandbox).await;
-        Ready::new(sandbox, held, true).await
+        // What is rewritten is so in the checkpoint, and no page of it has been brought in.
+        let held = attend::rehearse(&mut sandbox, &JobSpec::base_environment()).await;
+        let ready = Ready::new(sandbox, held, limits).await?;
+        Ok(Ready {
+            restored: true,
+            ..ready
+        })
     }
 
     /// Runs a job in a sandbox that waits for one. It is told how it `start`ed from where the caller
@@ -194,21 +207,26 @@ impl Ready {
     async fn new(
         mut sandbox: Sandbox,
         held: Result<(), String>,
-        restored: bool,
+        limits: &Limits,
     ) -> Result<Self, SandboxError> {
         sandbox.has_started();
-        match held {
-            Ok(()) => Ok(Self {
-                sandbox,
-                since: Instant::now(),
-                restored,
-                asked: None,
-            }),
-            Err(why) => {
-                clear(sandbox).await?;
-                Err(SandboxError::NotReady { why })
-            }
+        // Before there is a job: the kernel takes longer to set a limit than to show that it holds.
+        let limited = process::blocking(|| sandbox.limit_cpu(limits.millicpus));
+        let failed = match (held, limited) {
+            (Ok(()), Ok(())) => None,
+            (Err(why), _) => Some(SandboxError::NotReady { why }),
+            (_, Err(source)) => Some(SandboxError::Cgroup(source)),
+        };
+        if let Some(error) = failed {
+            clear(sandbox).await?;
+            return Err(error);
         }
+        Ok(Self {
+            sandbox,
+            since: Instant::now(),
+            restored: false,
+            asked: None,
+        })
     }
 
     /// For a job that was asked for at this time: before this was made, perhaps.
@@ -223,6 +241,11 @@ impl Ready {
     /// Name of the sandbox.
     pub fn id(&self) -> &str {
         self.sandbox.id()
+    }
+
+    /// The processor of the host on which all of it runs, if it is one.
+    pub fn processor(&self) -> Option<usize> {
+        self.sandbox.processor()
     }
 
     /// How long it has been waiting.

@@ -269,12 +269,12 @@ impl SelfTests {
         job: &JobSpec,
         meddle: impl AsyncFnOnce(Outside) -> T,
     ) -> Result<(Tried, T), SelfTestError> {
-        let spool = self.sandboxes.spool().map_err(SelfTestError::Sandbox)?;
+        let spool = self.sandboxes.spool();
         let (sender, mut events) = mpsc::channel::<Event>(16);
         let order = Order {
             image: &self.image,
             job,
-            spool: spool.path(),
+            spool: &spool,
             events: Some(sender),
             cancel: self.cancel.clone(),
         };

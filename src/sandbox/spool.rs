@@ -4,11 +4,14 @@
 //! guest's name is data beside it.
 
 use crate::job::{Artifact, Limits, Skipped};
+use crate::sys::held::{Held, Registry};
+use crate::sys::place::PlaceError;
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use tako_guest::{MAX_FILE_NAME, SkipReason};
 
 /// Files at most; the guest's own bound, held here too since the guest is not to be believed.
@@ -16,6 +19,41 @@ const MAX_FILES: usize = 1000;
 
 /// Skipped names kept at most.
 const MAX_SKIPPED: usize = 16;
+
+/// The directory for the files that one job leaves, made with the first of them: most jobs leave none.
+/// It vanishes when this is dropped, and with the next sweep if this process is killed before.
+#[derive(Debug)]
+pub struct SpoolDirectory {
+    registry: Registry,
+    made: OnceLock<Held>,
+}
+
+impl SpoolDirectory {
+    pub(super) fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            made: OnceLock::new(),
+        }
+    }
+
+    /// Where it lies; it is there from then on.
+    ///
+    /// # Errors
+    /// [`PlaceError`] when it cannot be made.
+    pub fn path(&self) -> Result<&Path, PlaceError> {
+        if self.made.get().is_none() {
+            let held = self.registry.create()?;
+            // Of two that are made at once, one vanishes again.
+            self.made.get_or_init(|| held);
+        }
+        Ok(self.made.get().map_or(Path::new(""), Held::path))
+    }
+
+    /// Whether it is there.
+    pub fn is_made(&self) -> bool {
+        self.made.get().is_some()
+    }
+}
 
 /// What has been collected.
 #[derive(Debug, Default)]
@@ -34,13 +72,15 @@ pub(super) enum SpoolError {
     Limit,
     #[error("the guest named a file `{}`", name.escape_debug())]
     Name { name: String },
+    #[error("cannot make the directory for collected files")]
+    Directory { source: PlaceError },
     #[error("cannot write a collected file")]
     Write { source: io::Error },
 }
 
 /// Takes the frames of collected files.
-pub(super) struct Spool {
-    directory: PathBuf,
+pub(super) struct Spool<'a> {
+    directory: &'a SpoolDirectory,
     file_bytes: u64,
     bytes_left: u64,
     begun: usize,
@@ -56,10 +96,10 @@ struct Current {
     bytes: u64,
 }
 
-impl Spool {
-    pub(super) fn new(directory: &Path, limits: &Limits) -> Self {
+impl<'a> Spool<'a> {
+    pub(super) fn new(directory: &'a SpoolDirectory, limits: &Limits) -> Self {
         Self {
-            directory: directory.to_owned(),
+            directory,
             file_bytes: limits.artifact_bytes,
             bytes_left: limits.artifacts_total_bytes,
             begun: 0,
@@ -80,7 +120,9 @@ impl Spool {
                 name: name.chars().take(80).collect(),
             });
         }
-        let path = self.directory.join(self.begun.to_string());
+        let directory = self.directory.path();
+        let directory = directory.map_err(|source| SpoolError::Directory { source })?;
+        let path = directory.join(self.begun.to_string());
         self.begun += 1;
         let file = OpenOptions::new()
             .write(true)
@@ -180,7 +222,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn spool(directory: &Path) -> Spool {
+    fn directory(outer: &Path) -> SpoolDirectory {
+        SpoolDirectory::new(Registry::at(outer.to_owned(), "spool-"))
+    }
+
+    fn spool(directory: &SpoolDirectory) -> Spool<'_> {
         let limits = Limits {
             artifact_bytes: 4,
             artifacts_total_bytes: 6,
@@ -191,31 +237,33 @@ mod tests {
 
     #[test]
     fn names_never_become_paths_of_the_host() {
-        let directory = tempfile::tempdir().unwrap();
+        let outer = tempfile::tempdir().unwrap();
+        let directory = directory(outer.path());
         for name in [
             "../x", "/etc/x", "a//b", "a/../b", ".", "", "a/", ".hidden", "a\nb", "a\0b",
         ] {
-            let refused = spool(directory.path()).begin(name);
+            let refused = spool(&directory).begin(name);
             assert!(matches!(refused, Err(SpoolError::Name { .. })), "{name:?}");
         }
-        let mut fine = spool(directory.path());
+        assert!(!directory.is_made());
+        let mut fine = spool(&directory);
         fine.begin("plots/a b.png").unwrap();
         fine.data(b"1234").unwrap();
         fine.end(true).unwrap();
         let files = fine.finish();
-        assert_eq!(files.collected[0].path, directory.path().join("0"));
+        assert_eq!(files.collected[0].path, directory.path().unwrap().join("0"));
         assert_eq!(files.collected[0].size_bytes, 4);
         assert!(!files.truncated);
     }
 
     #[test]
     fn a_guest_that_exceeds_its_limits_is_stopped() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut one = spool(directory.path());
+        let outer = tempfile::tempdir().unwrap();
+        let (first, second) = (directory(outer.path()), directory(outer.path()));
+        let mut one = spool(&first);
         one.begin("a").unwrap();
         assert!(matches!(one.data(b"12345"), Err(SpoolError::Limit)));
-        let mut total = spool(&directory.path().join("."));
-        std::fs::remove_file(directory.path().join("0")).unwrap();
+        let mut total = spool(&second);
         total.begin("a").unwrap();
         total.data(b"1234").unwrap();
         total.end(true).unwrap();
@@ -225,8 +273,9 @@ mod tests {
 
     #[test]
     fn a_file_that_breaks_off_is_reported_and_not_collected() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut spool = spool(directory.path());
+        let outer = tempfile::tempdir().unwrap();
+        let directory = directory(outer.path());
+        let mut spool = spool(&directory);
         spool.begin("a").unwrap();
         spool.end(false).unwrap();
         assert!(matches!(spool.data(b"1"), Err(SpoolError::OutOfOrder)));
@@ -261,8 +310,7 @@ mod tests {
             frames in prop::collection::vec(frame(), 0..40),
         ) {
             let outer = tempfile::tempdir().unwrap();
-            let directory = outer.path().join("spool");
-            std::fs::create_dir(&directory).unwrap();
+            let directory = directory(outer.path());
             let mut spool = spool(&directory);
             for frame in frames {
                 let taken = match frame {
@@ -288,7 +336,7 @@ mod tests {
                 prop_assert_eq!(hex::encode(Sha256::digest(&bytes)), &file.sha256[..]);
                 prop_assert!(is_relative_path(&file.name));
             }
-            for entry in std::fs::read_dir(&directory).unwrap() {
+            for entry in std::fs::read_dir(directory.path().unwrap()).unwrap() {
                 let name = entry.unwrap().file_name().into_string().unwrap();
                 prop_assert!(name.parse::<usize>().is_ok(), "{}", name);
             }

@@ -194,9 +194,8 @@ impl Sandbox {
         }
     }
 
-    /// Applies the CPU quota, which does not hold during start-up, and the weight of a job, which a
-    /// sandbox does not have that was made ahead; and moves it to the processor with the fewest jobs.
-    pub(super) fn limit_cpu(
+    /// It has a job from now on: moves it to the processor with the fewest jobs, and limits its CPU time.
+    pub(super) fn begin_job(
         &mut self,
         millicpus: u32,
     ) -> Result<(), crate::sys::cgroup::CgroupError> {
@@ -205,11 +204,16 @@ impl Sandbox {
         {
             self.record.leaf.move_to(processor.number())?;
         }
-        self.record.leaf.limit_cpu(millicpus)?;
+        self.limit_cpu(millicpus)?;
         self.hurry()
     }
 
-    /// Gives it the weight of a job.
+    /// Applies the CPU quota, which does not hold during start-up.
+    pub(super) fn limit_cpu(&self, millicpus: u32) -> Result<(), crate::sys::cgroup::CgroupError> {
+        self.record.leaf.limit_cpu(millicpus)
+    }
+
+    /// Gives it the weight of a job, which a sandbox does not have that was made ahead.
     pub(super) fn hurry(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.set_urgency(Urgency::Job)
     }
@@ -222,6 +226,11 @@ impl Sandbox {
     /// Lets everything in the cgroup go on.
     pub(super) fn thaw(&self) -> Result<(), crate::sys::cgroup::CgroupError> {
         self.record.leaf.thaw()
+    }
+
+    /// The processor on which all of it runs, if it is one.
+    pub(super) fn processor(&self) -> Option<usize> {
+        self.processor.as_ref().map(Assigned::number)
     }
 
     /// Bytes of memory that are charged to it.

@@ -12,14 +12,13 @@ use super::wire::{
 };
 use crate::image::Image;
 use crate::job::{Artifact, JobSpec, Outcome, Termination};
-use crate::sandbox::{Event, Order, SandboxError};
-use crate::sys::held::Held;
-use std::path::Path;
+use crate::sandbox::{Event, Order, SandboxError, SpoolDirectory};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// From the announcement of a job to the last of its bytes, of which there are 65 MiB at most. It has
@@ -31,6 +30,13 @@ const SMALL_ARRIVAL: Duration = Duration::from_secs(5);
 
 /// Bytes of such a job at most.
 const SMALL: u64 = 1 << 20;
+
+/// Bytes of a job at most that is checked where it arrives: that takes less than to wake a thread for it.
+const QUICK: u64 = 16 << 10;
+
+/// How long the news that a job was accepted waits for company: its client would only be woken to wait for
+/// a short program, on the processor perhaps that the program runs on.
+const COMPANY: Duration = Duration::from_millis(2);
 
 /// Beside its limits, what a job may take from its acceptance to its end: its sandbox is ready within
 /// 30 s, takes the job within 10 s, and each of its deadlines is held from outside 3 s later.
@@ -47,7 +53,7 @@ const ON_ITS_WAY: u64 = 1 << 20;
 struct Ready {
     image: Image,
     job: JobSpec,
-    spool: Spool,
+    spool: SpoolDirectory,
 }
 
 /// What a job leaves: how it ended, and the place of its files.
@@ -55,19 +61,15 @@ type Left = Result<(Outcome, Spool), Refusal>;
 
 /// The files that a job leaves, taken away in the background: there may be a thousand of them.
 #[derive(Debug)]
-struct Spool(Option<Held>);
-
-impl Spool {
-    fn path(&self) -> &Path {
-        self.0.as_ref().map_or(Path::new(""), Held::path)
-    }
-}
+struct Spool(Option<SpoolDirectory>);
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        let held = self.0.take();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(held));
+        let made = self.0.take().filter(SpoolDirectory::is_made);
+        if let Some(directory) = made
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn_blocking(move || drop(directory));
         }
     }
 }
@@ -99,7 +101,7 @@ pub(super) async fn run(session: &mut Session, run: Run) -> Result<(), Closing> 
     let (image, stream) = (run.image.clone(), run.stream);
     let mut incoming = Incoming::new(run);
     arrive(&mut session.ears, announced, |bytes| incoming.take(bytes)).await?;
-    match prepare(Arc::clone(&shared), image, incoming).await {
+    match prepare(Arc::clone(&shared), image, announced, incoming).await {
         Ok(ready) => attend(session, ready, slot, stream).await,
         Err(refusal) => {
             drop(slot);
@@ -176,31 +178,39 @@ async fn arrive(
     })
 }
 
-/// Checks a job against root's maxima, and makes what it takes beside a sandbox.
-async fn prepare(shared: Arc<Shared>, image: String, incoming: Incoming) -> Result<Ready, Refusal> {
-    let checked = tokio::task::spawn_blocking(move || check(&shared, &image, incoming)).await;
-    checked.unwrap_or_else(|_| Err(Refusal::internal()))
+/// Finds the image of a job, and checks the job against root's maxima.
+async fn prepare(
+    shared: Arc<Shared>,
+    image: String,
+    announced: u64,
+    incoming: Incoming,
+) -> Result<Ready, Refusal> {
+    if announced <= QUICK
+        && let Some(image) = shared.known.unchanged(&image)
+    {
+        return check(&shared, image, incoming);
+    }
+    let checked = tokio::task::spawn_blocking(move || {
+        let image = shared.known.find(&image).map_err(|error| {
+            shared.journal.caused(|| one_line(&error));
+            Refusal::new(RefusalCode::Image, error.for_strangers())
+        })?;
+        check(&shared, image, incoming)
+    });
+    checked.await.unwrap_or_else(|_| Err(Refusal::internal()))
 }
 
-fn check(shared: &Shared, image: &str, incoming: Incoming) -> Result<Ready, Refusal> {
-    let image = shared.known.find(image).map_err(|error| {
-        shared.journal.caused(|| one_line(&error));
-        Refusal::new(RefusalCode::Image, error.for_strangers())
-    })?;
+fn check(shared: &Shared, image: Image, incoming: Incoming) -> Result<Ready, Refusal> {
     let request = incoming.into_request().ok_or_else(|| {
         let problem = "the program or its input is not UTF-8: send it as UTF-8";
         Refusal::invalid(vec![problem.to_owned()])
     })?;
     let job = JobSpec::check(request, &shared.maxima)
         .map_err(|error| Refusal::invalid(error.problems))?;
-    let spool = shared.sandboxes.spool().map_err(|error| {
-        journal::error(&one_line(&error));
-        failure(&error)
-    })?;
     Ok(Ready {
         image,
         job,
-        spool: Spool(Some(spool)),
+        spool: shared.sandboxes.spool(),
     })
 }
 
@@ -216,7 +226,7 @@ async fn attend(
         stdout_limit: limits.stdout_bytes,
         stderr_limit: limits.stderr_bytes,
     };
-    session.mouth.say(&ToClient::Accepted(accepted)).await?;
+    session.mouth.add(&ToClient::Accepted(accepted)).await?;
     let latest = Instant::now() + limits.startup + limits.execution + BESIDE_LIMITS;
     let patience = Patience::until(latest, ON_ITS_WAY);
     session.mouth.set_patience(patience.clone());
@@ -260,18 +270,30 @@ async fn follow(
 ) -> Result<Left, Closing> {
     let Session { ears, mouth, .. } = session;
     let output = async {
-        while let Some(event) = events.recv().await {
-            mouth
-                .add(&match event {
-                    Event::Stdout(bytes) => ToClient::Stdout(bytes),
-                    Event::Stderr(bytes) => ToClient::Stderr(bytes),
-                })
-                .await?;
-            if events.is_empty() {
-                mouth.flush().await?;
+        let mut company = pin!(sleep(COMPANY));
+        let (mut left, mut alone, mut ended) = (pin!(left), true, false);
+        loop {
+            tokio::select! {
+                biased;
+                event = events.recv(), if !ended => {
+                    let Some(event) = event else {
+                        ended = true;
+                        continue;
+                    };
+                    mouth.add(&ToClient::from(event)).await?;
+                    if events.is_empty() {
+                        mouth.flush().await?;
+                    }
+                }
+                left = &mut left, if ended => {
+                    return Ok(left.unwrap_or_else(|_| Err(Refusal::internal())));
+                }
+                () = &mut company, if alone => {
+                    alone = false;
+                    mouth.flush().await?;
+                }
             }
         }
-        Ok(left.await.unwrap_or_else(|_| Err(Refusal::internal())))
     };
     let orders = async {
         loop {
@@ -290,6 +312,15 @@ async fn follow(
         biased;
         closing = orders => Err(closing),
         left = output => left,
+    }
+}
+
+impl From<Event> for ToClient {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Stdout(bytes) => Self::Stdout(bytes),
+            Event::Stderr(bytes) => Self::Stderr(bytes),
+        }
     }
 }
 
@@ -364,7 +395,7 @@ impl Task {
         let order = Order {
             image: &image.path,
             job: &job,
-            spool: spool.path(),
+            spool: &spool,
             events: self.events,
             cancel: self.cancel,
         };
@@ -382,9 +413,12 @@ impl Task {
                     self.shared.journal.caused(line);
                     *reason = without_causes(reason);
                 }
-                (Ok((outcome, spool)), Some(clearing))
+                (Ok((outcome, Spool(Some(spool)))), Some(clearing))
             }
-            Err(error) => (Err(failed(&error)), None),
+            Err(error) => {
+                drop(Spool(Some(spool)));
+                (Err(failed(&error)), None)
+            }
         };
         // The next job need not wait for the end of this one's sandbox, as long as there are few of those.
         // Before the client hears of it: it may come back at once.

@@ -61,7 +61,8 @@ impl Known {
         Ok(image)
     }
 
-    fn unchanged(&self, reference: &str) -> Option<Image> {
+    /// The image if it was checked a short time ago and its files are as they were: two system calls.
+    pub(super) fn unchanged(&self, reference: &str) -> Option<Image> {
         let mut all = self.lock();
         let checked = all.get(reference)?;
         let same = |(path, before): &(PathBuf, Stamp)| stamp(path).is_ok_and(|now| now == *before);

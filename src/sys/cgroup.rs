@@ -716,20 +716,23 @@ impl Leaf {
     pub fn limit_cpu(&self, millicpus: u32) -> Result<()> {
         let (directory, v2) = self.place(self.hierarchies.cpu);
         let quota = u64::from(millicpus) * CPU_PERIOD_US / 1000;
+        let limits = if v2 {
+            vec![("cpu.max", format!("{quota} {CPU_PERIOD_US}"))]
+        } else {
+            vec![
+                ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
+                ("cpu.cfs_quota_us", quota.to_string()),
+            ]
+        };
+        let held =
+            || (limits.iter()).try_for_each(|(file, limit)| holds(&directory.join(file), limit));
+        if held().is_ok() {
+            return Ok(());
+        }
         CpuController::new(directory.clone(), v2)
             .set_cfs_quota_and_period(quota.try_into().ok(), Some(CPU_PERIOD_US))
             .map_err(CgroupError::limit(&directory))?;
-        if v2 {
-            return holds(
-                &directory.join("cpu.max"),
-                &format!("{quota} {CPU_PERIOD_US}"),
-            );
-        }
-        holds(
-            &directory.join("cpu.cfs_period_us"),
-            &CPU_PERIOD_US.to_string(),
-        )?;
-        holds(&directory.join("cpu.cfs_quota_us"), &quota.to_string())
+        held()
     }
 
     /// Says how urgent it is from now on, read back.
@@ -743,11 +746,15 @@ impl Leaf {
         } else {
             ("cpu.shares", urgency.shares())
         };
+        let (path, weight_text) = (directory.join(file), weight.to_string());
+        if holds(&path, &weight_text).is_ok() {
+            return Ok(());
+        }
         // One file of two names in cgroups-rs, without conversion.
         CpuController::new(directory.clone(), v2)
             .set_shares(weight)
             .map_err(CgroupError::limit(&directory))?;
-        holds(&directory.join(file), &weight.to_string())
+        holds(&path, &weight_text)
     }
 
     /// Stops all that is inside, and returns when none of it runs any more: it uses no CPU time then, and

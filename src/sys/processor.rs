@@ -6,7 +6,7 @@
 //! for the other side when there is one.
 
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,6 +112,11 @@ impl Drop for Assigned {
             }
         });
     }
+}
+
+/// The one on which the calling thread runs at the moment, if the kernel says.
+pub fn current() -> Option<usize> {
+    sched_getcpu().ok()
 }
 
 /// Lets a thread run on this processor alone, and what it starts; 0 is the calling thread.

@@ -3,8 +3,12 @@
 
 use crate::host::{job, script};
 use crate::starts::{Starts, gone};
-use tako_guest::{Exit, ExitStatus, Limits as GuestLimits, PROTOCOL, ToGuest, ToHost, encode};
-use tako_vm::job::{JobSpec, Limits, Termination};
+use std::fs;
+use std::time::{Duration, Instant};
+use tako_guest::{
+    Area, Exit, ExitStatus, Limits as GuestLimits, PROTOCOL, ToGuest, ToHost, encode,
+};
+use tako_vm::job::{Limits, Termination};
 use tako_vm::sandbox::SandboxError;
 use tako_vm::sys::cgroup::Urgency;
 use tempfile::TempDir;
@@ -37,24 +41,30 @@ fn stub(directory: &TempDir, says: &[u8]) -> Starts {
     Starts::with_runtime(&script(directory.path(), &body))
 }
 
-/// One that holds an interpreter, as far as it says, and says the rest when it is given a job.
+/// One that holds an interpreter and rehearses, as far as it says, and says the rest when it is given a job.
 fn stub_with_a_job(directory: &TempDir, says: &[u8]) -> Starts {
-    let environment = JobSpec::base_environment();
-    let variables = environment.iter();
-    let mut asked: Vec<_> = variables
-        .map(|(name, value)| ToGuest::Env { name, value })
-        .collect();
-    asked.push(ToGuest::Hold);
-    let body = format!(
-        "printf '{}'; head -c {} > /dev/null; printf '{}'; head -c 1 > /dev/null; printf '{}'; \
-         exec cat > /dev/null",
-        printed(&to_host(&[READY])),
-        to_guest(&asked).len(),
-        printed(&to_host(&[ToHost::Held])),
-        printed(says)
-    );
+    let program = directory.path().join("guest.py");
+    fs::write(&program, GUEST).unwrap();
+    let said = [&to_host(&[READY]), &to_host(&[ToHost::Held]), says];
+    let said: Vec<_> = said.into_iter().map(hex::encode).collect();
+    let body = format!("exec python3 {} {}", program.display(), said.join(" "));
     Starts::with_runtime(&script(directory.path(), &body))
 }
+
+/// What it says is given in hexadecimal digits: first, when asked to hold or to rehearse, at the job.
+const GUEST: &str = r"
+import os, sys, time
+first, held, rest = map(bytes.fromhex, sys.argv[1:4])
+os.write(1, first)
+HOLD, START, PING = 5, 3, 6
+while header := sys.stdin.buffer.read(4):
+    body = sys.stdin.buffer.read(int.from_bytes(header, 'little'))
+    if body[0] in (HOLD, PING):
+        os.write(1, held)
+    elif body[0] == START:
+        os.write(1, rest)
+        time.sleep(60)
+";
 
 const READY: ToHost = ToHost::Ready { protocol: PROTOCOL };
 
@@ -87,7 +97,7 @@ async fn a_guest_that_does_not_answer_as_it_should_is_never_ready() {
         (to_host(&[ToHost::Held]), "it sent `held` out of order"),
         (
             to_host(&[old]),
-            "it speaks version 2 of the guest protocol and not 3",
+            "it speaks version 3 of the guest protocol and not 4",
         ),
         (to_host(&[READY, READY]), "it sent `ready` out of order"),
         (
@@ -173,6 +183,26 @@ async fn a_guest_that_answers_a_job_with_anything_else_has_lost_it() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root, runsc and an executor image"]
+async fn a_guest_that_does_not_answer_a_job_is_given_up_and_has_not_begun_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let starts = stub_with_a_job(&directory, b"");
+    let ready = starts.ready().await;
+    let begun = Instant::now();
+    let finished = starts.hand_over(ready, &job("pass")).await;
+    assert!(finished.untouched, "{:?}", finished.outcome);
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "not before 120 s"
+    );
+    let termination = gone(finished).await.termination;
+    let Termination::SandboxLost(why) = termination else {
+        panic!("{termination:?}");
+    };
+    assert!(why.starts_with("it did not take its job within"), "{why}");
+}
+
 /// The real guest, and a host that says this before anything else.
 fn interrupted(directory: &TempDir, says: &[u8]) -> Starts {
     let body = format!(
@@ -208,19 +238,20 @@ async fn init_gives_up_when_the_host_asks_for_what_cannot_be() {
         why.starts_with("init reports: the host does not speak the protocol"),
         "{why}"
     );
-    // Held already, it is asked to hold once more: the job then finds a guest that has given up.
-    let directory = tempfile::tempdir().unwrap();
-    let starts = interrupted(&directory, &to_guest(&[ToGuest::Hold]));
-    let ready = starts.ready().await;
-    let finished = starts.hand_over(ready, &job("print('run')")).await;
-    assert!(finished.untouched, "{:?}", finished.outcome);
-    let lost = gone(finished).await;
-    let why = match lost.termination {
-        Termination::SandboxLost(why) => why,
-        other => panic!("{other:?}"),
+    // Held already, it is asked to hold once more; and to rehearse with a file that not every job has.
+    let further = ToGuest::File {
+        area: Area::Input,
+        name: "further",
+        size: 0,
     };
-    assert!(why.starts_with(out_of_order), "{why}");
-    assert_eq!(lost.stdout.total, 0);
+    for says in [
+        to_guest(&[ToGuest::Hold]),
+        to_guest(&[ToGuest::Hold, further, ToGuest::Ping]),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let why = refused(&interrupted(&directory, &says)).await;
+        assert!(why.starts_with(out_of_order), "{why}");
+    }
     // A job instead of the wish to be held: that is what a cold start does.
     let directory = tempfile::tempdir().unwrap();
     let why = refused(&interrupted(

@@ -114,7 +114,7 @@ fn cpu(sandbox: &Sandbox) -> (Option<u64>, u64) {
     )
 }
 
-/// While it is made and waits, a sandbox has no quota and yields to those with a job.
+/// While it waits, a sandbox has the quota of its profile, and yields to those with a job.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root, runsc and an executor image"]
 async fn the_limits_of_the_job_are_in_force_once_it_is_handed_over() {
@@ -126,14 +126,14 @@ async fn the_limits_of_the_job_are_in_force_once_it_is_handed_over() {
         let ready = starts.prepared(way).await;
         let seen = sandbox(&ready);
         let (quota, weight) = cpu(&seen);
-        assert_eq!(quota, None, "{way}");
+        assert_eq!(quota, Some(1000), "{way}: that of a whole CPU");
         assert!(weight < 10, "{way}: {weight}");
-        let spool = tempfile::tempdir().unwrap();
+        let spool = starts.sandboxes.spool();
         let (sender, mut events) = mpsc::channel(16);
         let order = Order {
             image: &starts.image,
             job: &job,
-            spool: spool.path(),
+            spool: &spool,
             events: Some(sender),
             cancel: CancellationToken::new(),
         };

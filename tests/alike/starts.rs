@@ -150,11 +150,11 @@ impl Starts {
         job: &JobSpec,
         cancel: CancellationToken,
     ) -> Ran {
-        let spool = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let spool = self.sandboxes.spool();
         let order = Order {
             image: &self.image,
             job,
-            spool: spool.path(),
+            spool: &spool,
             events: None,
             cancel,
         };
@@ -184,11 +184,11 @@ impl Starts {
 
     /// Hands a job to a sandbox that may not take it.
     pub(crate) async fn hand_over(&self, ready: Ready, job: &JobSpec) -> Finished {
-        let spool = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let spool = self.sandboxes.spool();
         let order = Order {
             image: &self.image,
             job,
-            spool: spool.path(),
+            spool: &spool,
             events: None,
             cancel: CancellationToken::new(),
         };

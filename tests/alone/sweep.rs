@@ -430,11 +430,11 @@ async fn what_cannot_be_removed_is_named_stays_known_and_stops_no_start() {
         }
     });
     let image = Images::at(&state_dir()).find(IMAGE).unwrap();
-    let spool = shared.spool().unwrap();
+    let spool = shared.spool();
     let order = Order {
         image: &image.path,
         job: &job(BRIEF),
-        spool: spool.path(),
+        spool: &spool,
         events: None,
         cancel: CancellationToken::new(),
     };

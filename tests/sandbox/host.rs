@@ -148,12 +148,12 @@ impl Host {
         job: &JobSpec,
         company: Company,
     ) -> Result<Ran, SandboxError> {
-        let spool = tempfile::tempdir_in(self.directory.path()).unwrap();
+        let spool = self.sandboxes.spool();
         let begun = Instant::now();
         let order = Order {
             image: &self.image,
             job,
-            spool: spool.path(),
+            spool: &spool,
             events: company.events,
             cancel: company.cancel,
         };

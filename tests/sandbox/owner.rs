@@ -170,11 +170,13 @@ pub(crate) async fn own(orders: &str) {
 /// Runs a job that prints `done`, and returns the id of its sandbox.
 pub(crate) async fn run(sandboxes: &Sandboxes, code: &str) -> String {
     let image = Images::at(&state_dir()).find(IMAGE).unwrap();
-    let spool = sandboxes.spool().unwrap();
+    let spool = sandboxes.spool();
+    // As with the first file that a job leaves.
+    spool.path().unwrap();
     let order = Order {
         image: &image.path,
         job: &job(code),
-        spool: spool.path(),
+        spool: &spool,
         events: None,
         cancel: CancellationToken::new(),
     };

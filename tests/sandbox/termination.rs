@@ -368,7 +368,7 @@ fn lost_sandboxes() -> Vec<Case> {
         replaced(
             "an init of another version",
             r"printf '\002\000\000\000\000\011'; exec sleep 1000",
-            "it speaks version 9 of the guest protocol and not 3",
+            "it speaks version 9 of the guest protocol and not 4",
         ),
     ];
     cases.push(if container().is_none() {

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_format_stays_what_version_3_says() {
+    fn the_wire_format_stays_what_version_4_says() {
         let mut wire = Vec::new();
         encode(
             &ToGuest::File {

@@ -3,6 +3,7 @@
 use crate::InitError;
 use std::fs::File;
 use std::io::{self, Write};
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use tako_guest::{Buffer, ToGuest, ToHost, encode};
 
@@ -14,6 +15,7 @@ pub(crate) struct Host {
     to: File,
     received: Buffer,
     sending: Vec<u8>,
+    has_sent: bool,
 }
 
 impl Host {
@@ -23,6 +25,7 @@ impl Host {
             to: io::stdout().as_fd().try_clone_to_owned()?.into(),
             received: Buffer::new(),
             sending: Vec::new(),
+            has_sent: false,
         })
     }
 
@@ -48,8 +51,14 @@ impl Host {
             return Ok(());
         }
         let written = self.to.write_all(&self.sending);
+        self.has_sent = true;
         self.sending.clear();
         written.map_err(InitError::system("write to the host"))
+    }
+
+    /// Whether something was sent since this was asked last, which may have taken any time.
+    pub(crate) fn has_sent(&mut self) -> bool {
+        mem::take(&mut self.has_sent)
     }
 
     /// Blocks for the next frame and hands it to `take`.

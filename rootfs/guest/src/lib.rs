@@ -8,7 +8,7 @@
 //!   <------------------------------------ Ready
 //!   Env*, Hold -------------------------->            (only where a job is not there yet)
 //!   <------------------------------------ Held
-//!   Ping -------------------------------->            (any number of times)
+//!   Env*, (File Data*)*, Ping ----------->            (any number of times)
 //!   <------------------------------------ Held
 //!   Env*, (File Data*)*, Start ---------->
 //!   <------------------------------------ Started, Running, (Stdout | Stderr)*
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use frame::{Buffer, FrameError, MAX_CHUNK, MAX_FRAME, encode};
 
 /// The version that both ends must share; an image carries it in its manifest.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 /// Where `tako-init` lies inside an executor image.
 pub const INIT_PATH: &str = "/usr/lib/tako-vm/tako-init";
@@ -38,7 +38,8 @@ pub const RUN_DIR: &str = "/run/tako-vm";
 
 /// The FIFO through which the interpreter's hook reports to init.
 ///
-/// The program can write to it too: what it claims there names its own exception, and nothing else.
+/// The program can write to it too. What it claims there names its own exception, or ends it with a status
+/// of its choice.
 pub const REPORT_FIFO: &str = "/run/tako-vm/report";
 
 /// The FIFO on which an interpreter that is held ready waits for its program. It is gone before any
@@ -75,8 +76,8 @@ pub enum ToGuest<'a> {
     Cancel,
     /// Start the interpreter with the environment so far, and hold it until [`ToGuest::Start`].
     Hold,
-    /// Rehearse once more, and say that the interpreter is held: a restored guest has said so to somebody
-    /// else, and has none of its pages mapped.
+    /// Rehearse the job that was sent, which is not begun, and say that the interpreter is held: a restored
+    /// guest has said so to somebody else, and has none of its pages mapped.
     Ping,
 }
 
@@ -123,7 +124,7 @@ pub enum ToHost<'a> {
     Stdout(#[serde(borrow)] &'a [u8]),
     /// Bytes of the program's standard error.
     Stderr(&'a [u8]),
-    /// The program is dead, and so is everything that it started.
+    /// The program has ended, and nothing else of it is left.
     Exit(Exit<'a>),
     /// A file of `/output`; `size` bytes of [`ToHost::Data`] follow, then [`ToHost::FileEnd`].
     File {
@@ -157,10 +158,10 @@ pub enum ToHost<'a> {
     Held,
 }
 
-/// How the program ended, as the kernel told init.
+/// How the program ended, as the kernel told init, or the interpreter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit<'a> {
-    /// The wait status of the program.
+    /// The wait status of the program, or the status with which the interpreter was about to exit.
     pub status: ExitStatus,
     /// Why init killed it, if init did.
     pub ended_by: Option<EndedBy>,

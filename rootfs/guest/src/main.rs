@@ -16,10 +16,11 @@ mod report;
 mod spawn;
 
 use host::Host;
-use job::Wish;
+use job::{Files, Wish};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
+use program::Left;
 use std::os::unix::fs::PermissionsExt;
 use std::process::ExitCode;
 use tako_guest::{PROTOCOL, ToHost};
@@ -45,6 +46,8 @@ enum InitError {
     HostGone,
     #[error("the interpreter ended before there was a program for it")]
     NotHeld,
+    #[error("the interpreter can take no program: {why}")]
+    Unfit { why: String },
 }
 
 impl InitError {
@@ -113,25 +116,33 @@ fn serve(host: &mut Host) -> Result<(), InitError> {
     let mut reports = report::Reports::open()?;
     host.send(&ToHost::Ready { protocol: PROTOCOL })?;
     let mut held = None;
+    let mut files = Files::none();
     let job = loop {
-        match (job::receive(host)?, &mut held) {
+        match (job::receive(host, &mut files)?, &mut held) {
             (Wish::Run(job), _) => break job,
             (Wish::Hold(environment), held @ None) => {
-                *held = Some(hold::start(&environment, &mut reports)?);
+                files = Files::prepared()?;
+                *held = Some(hold::start(environment, &mut reports)?);
                 host.send(&ToHost::Held)?;
             }
             (Wish::Ping, Some(held)) => {
                 // It may be another sentry than the one that was asked before, with the state of that.
                 require_filter()?;
-                held.rehearse_again(&mut reports)?;
+                held.rehearse(&mut reports)?;
+                files.empty()?;
                 host.send(&ToHost::Held)?;
             }
             (Wish::Hold(_), Some(_)) | (Wish::Ping, None) => return Err(InitError::OutOfOrder),
         }
     };
-    program::run(host, &job, held, reports)?;
-    let skipped = collect::forward(host, &job.limits)?;
-    host.send(&ToHost::Done { skipped })
+    let finished = program::run(host, &job, held, reports)?;
+    let skipped = match finished.left {
+        Left::Nothing => 0,
+        Left::Unknown => collect::forward(host, &job.limits)?,
+    };
+    host.send(&ToHost::Done { skipped })?;
+    drop((finished, files));
+    Ok(())
 }
 
 /// The error and its causes in one line.

@@ -1,8 +1,9 @@
-//! What the hook in the interpreter says: that it waits, that it is up, and which exception ended the program.
+//! What the hook in the interpreter says: that it waits, that it is up, which exception ended the
+//! program, and with which status the interpreter ends.
 //!
 //! Records come through a FIFO, so that the program inherits no descriptor of ours. Any process of
-//! the program can write there; a record counts only with the main program's pid, and what it says
-//! names nothing but the program's own exception.
+//! the program can write there; a record counts only with the main program's pid. What it can bring
+//! about is the end of its own program, with a status of its choice, as any of its processes can.
 
 use crate::InitError;
 use nix::fcntl::{OFlag, open};
@@ -25,6 +26,8 @@ pub(crate) struct Reports {
     main: u32,
     held: bool,
     up: bool,
+    unfit: Option<String>,
+    ended: Option<u8>,
     exception: Option<(String, String)>,
 }
 
@@ -50,6 +53,8 @@ impl Reports {
             main: 0,
             held: false,
             up: false,
+            unfit: None,
+            ended: None,
             exception: None,
         })
     }
@@ -76,6 +81,17 @@ impl Reports {
     /// Whether the interpreter said that it is up.
     pub(crate) fn up(&self) -> bool {
         self.up
+    }
+
+    /// Why the interpreter can take no program, if it said so. Once there is one, it may be the program
+    /// that says so.
+    pub(crate) fn unfit(&self) -> Option<&str> {
+        self.unfit.as_deref()
+    }
+
+    /// The status with which the interpreter ends, if it said so. It stands still until it is killed.
+    pub(crate) fn ended(&self) -> Option<u8> {
+        self.ended
     }
 
     pub(crate) fn exception(&self) -> Option<Exception<'_>> {
@@ -112,6 +128,10 @@ impl Reports {
         match (kind, fields.next(), fields.next()) {
             ("held", ..) => self.held = true,
             ("up", ..) => self.up = true,
+            ("unfit", Some(class), Some(message)) => {
+                self.unfit = Some(format!("{class}: {message}"));
+            }
+            ("ended", Some(status), None) => self.ended = status.parse().ok(),
             ("exception", Some(classes), Some(message)) => {
                 self.exception = Some((classes.to_owned(), message.to_owned()));
             }

@@ -10,7 +10,7 @@
 
 use crate::{InitError, PROGRAM_ID};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{
@@ -35,7 +35,7 @@ const DIRECTORY: &CStr = c"/app";
 /// The stack of the child until exec: it calls a dozen functions, none of them deep.
 const STACK_BYTES: usize = 64 << 10;
 
-/// A started program, and the read ends of its standard output and standard error.
+/// A started program, and the read ends of its standard output and standard error, which do not block.
 pub(crate) struct Started {
     pub(crate) pid: Pid,
     pub(crate) stdout: OwnedFd,
@@ -54,6 +54,9 @@ pub(crate) fn start(environment: &[(String, String)]) -> Result<Started, InitErr
         .into();
     let (stdout, child_stdout) = pipe2(OFlag::O_CLOEXEC).map_err(InitError::system(DOING))?;
     let (stderr, child_stderr) = pipe2(OFlag::O_CLOEXEC).map_err(InitError::system(DOING))?;
+    for end in [&stdout, &stderr] {
+        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(InitError::system(DOING))?;
+    }
     let streams = [stdin, child_stdout, child_stderr];
     let mut stack = vec![0; STACK_BYTES];
     let mut refused = None;

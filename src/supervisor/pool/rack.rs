@@ -5,6 +5,7 @@ use super::Settings;
 use crate::image::Image;
 use crate::job::Limits;
 use crate::sandbox::Ready;
+use crate::sys::processor;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
@@ -116,9 +117,14 @@ pub(super) struct Rack {
 }
 
 impl Rack {
-    /// The oldest; nobody else gets it again.
+    /// The oldest, or of those that are thawed at the front the first which is not on the processor that
+    /// its caller is on: they would take turns. Nobody else gets it again.
     pub(super) fn take(&mut self) -> Option<Waiting> {
-        self.waiting.pop_front()
+        let here = processor::current();
+        let elsewhere = |one: &Waiting| one.ready.processor() != here;
+        let front = self.waiting.iter().take(THAWED);
+        let at = front.take_while(|one| !one.frozen).position(elsewhere);
+        self.waiting.remove(at.unwrap_or(0))
     }
 
     /// Puts one back whose state was changed, where it came from.
