@@ -232,6 +232,25 @@ with open('/run/tako-vm/report', 'wb', buffering=0) as fifo:
     assert_eq!(ran.error_type(), None);
 }
 
+/// As if it had called `os._exit`; that it is unfit for a program it is too late to say.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_program_that_reports_its_own_end_has_ended() {
+    let ran = Host::new()
+        .run(&job(r"
+import os, time
+print('before')
+with open('/run/tako-vm/report', 'wb', buffering=0) as fifo:
+    fifo.write(b'unfit\n%d\nForged\nnobody asks\0' % os.getpid())
+    fifo.write(b'ended\n%d\n3\0' % os.getpid())
+time.sleep(60)
+"))
+        .await;
+    assert_eq!(ran.outcome.termination, Termination::Exited(3));
+    assert_eq!(ran.stdout(), "before\n");
+    assert!(ran.took < Duration::from_secs(20), "{:?}", ran.took);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn exceptions_of_any_shape_are_reported_within_bounds() {
