@@ -35,7 +35,13 @@ fn build_end(to: &Path) {
         .get_compiler();
     let status = compiler
         .to_command()
-        .args(["-shared", "-nostdlib", "-Wl,--build-id=none", "-s", "-o"])
+        .args([
+            "-shared",
+            "-nostdlib",
+            "-Wl,--build-id=none,-z,now",
+            "-s",
+            "-o",
+        ])
         .arg(to)
         .arg(END)
         .status()

@@ -20,7 +20,11 @@
 
 /* https://docs.python.org/3/c-api/stable.html; the layout is that of Include/moduleobject.h and
  * Include/methodobject.h of Python 3.11, for an interpreter with a global lock. */
-typedef struct object PyObject;
+typedef struct object {
+    ssize_t references;
+    void *type;
+} PyObject;
+extern PyObject PyType_Type, _PyWeakref_RefType, _Py_NoneStruct;
 typedef struct {
     const char *name;
     PyObject *(*function)(PyObject *, PyObject *);
@@ -40,16 +44,18 @@ typedef struct {
     PyMethodDef *methods;
     void *slots, *traverse, *clear, *free;
 } PyModuleDef;
-enum { METH_NOARGS = 4, PYTHON_API_VERSION = 1013 };
+enum { METH_NOARGS = 4, METH_O = 8, PYTHON_API_VERSION = 1013 };
+enum { TP_DEL = 53, TP_FINALIZE = 80, TPFLAGS_HAVE_GC = 1 << 14 };
 PyObject *PyModule_Create2(PyModuleDef *, int);
 PyObject *Py_BuildValue(const char *, ...);
 PyObject *PyUnicode_FromString(const char *);
-PyObject *PyCapsule_New(void *, const char *, void (*)(PyObject *));
-PyObject *PyList_New(ssize_t);
-int PyList_Append(PyObject *, PyObject *);
-PyObject *PyInterpreterState_GetDict(void *);
-void *PyInterpreterState_Get(void);
-int PyDict_SetItemString(PyObject *, const char *, PyObject *);
+PyObject *PyObject_Type(PyObject *);
+PyObject *PyObject_GetAttrString(PyObject *, const char *);
+ssize_t PyList_Size(PyObject *);
+PyObject *PyList_GetItem(PyObject *, ssize_t);
+unsigned long PyType_GetFlags(PyObject *);
+void *PyType_GetSlot(PyObject *, int);
+int PyType_IsSubtype(PyObject *, PyObject *);
 void Py_DecRef(PyObject *);
 int PyRun_AnyFileExFlags(FILE *, const char *, int, void *);
 /* The interpreter's own; another version may not have them. */
@@ -104,7 +110,6 @@ static unsigned long long loaded(void) {
 }
 
 static unsigned long long loaded_before;
-static int succeeds;
 
 /* The last of the handlers of exit(3): the interpreter has ended. Libraries that the program has loaded may
  * have something to do after that. */
@@ -114,39 +119,13 @@ static void at_exit(int status, void *nothing) {
         leave(status);
 }
 
-/* Called when the last garbage is collected: every module is taken apart, every object of the program is
- * finalised, and the standard streams are flushed. All that follows is seen by nobody. */
-static void at_last(PyObject *capsule) {
-    (void)capsule;
-    leave(0);
-}
-
-/* Called when the interpreter gives its own state up, part of which the program may have set. What is
- * collected then for the last time begins with all finalisers. */
-static void at_clear(PyObject *capsule) {
-    (void)capsule;
-    if (!succeeds)
-        return;
-    PyObject *garbage = PyList_New(0);
-    PyObject *last = PyCapsule_New(&main_pid, "tako_vm_end", at_last);
-    /* Without it, or where this fails, the interpreter ends in its own time. */
-    if (garbage && last && !PyList_Append(garbage, garbage) && !PyList_Append(garbage, last))
-        Py_DecRef(last);
-    Py_DecRef(garbage);
-}
-
 /* watch(): from now on the end of this process is told. */
 static PyObject *watch(PyObject *module, PyObject *nothing) {
     (void)module;
     (void)nothing;
     main_pid = getpid();
     on_exit(at_exit, NULL);
-    /* A dictionary for extension modules, which no program sees. */
-    PyObject *dictionary = PyInterpreterState_GetDict(PyInterpreterState_Get());
-    PyObject *capsule = PyCapsule_New(&main_pid, "tako_vm_end", at_clear);
-    int failed = !dictionary || !capsule || PyDict_SetItemString(dictionary, "tako_vm_end", capsule);
-    Py_DecRef(capsule);
-    return Py_BuildValue("i", failed);
+    return Py_BuildValue("");
 }
 
 /* settle(): the libraries that are there now leave nothing to do for the end. */
@@ -157,12 +136,38 @@ static PyObject *settle(PyObject *module, PyObject *nothing) {
     return Py_BuildValue("");
 }
 
-/* succeed(): the program has come to its end, and the status will be 0. Where it has loaded a library, that
- * may have something to do at exit, and is let do it. */
-static PyObject *succeed(PyObject *module, PyObject *nothing) {
+/* Whether objects of a type have something to say when they are finalised. */
+static int is_outspoken(PyObject *type) {
+    return PyType_GetSlot(type, TP_FINALIZE) || PyType_GetSlot(type, TP_DEL);
+}
+
+/* Whether somebody would hear of it if this object came to its end. */
+static int would_be_heard(PyObject *object) {
+    PyObject *type = PyObject_Type(object);
+    int heard = is_outspoken(type);
+    if (PyType_IsSubtype(type, &PyType_Type))
+        /* A class, whose objects the collector may not know of. */
+        heard |= !(PyType_GetFlags(object) & TPFLAGS_HAVE_GC) && is_outspoken(object);
+    if (PyType_IsSubtype(type, &_PyWeakref_RefType)) {
+        PyObject *callback = PyObject_GetAttrString(object, "__callback__");
+        heard |= callback != &_Py_NoneStruct;
+        if (callback)
+            Py_DecRef(callback);
+    }
+    Py_DecRef(type);
+    return heard;
+}
+
+/* succeed(objects): the program has returned and the status will be 0; these are all the objects of it that
+ * the collector knows. Where nobody would hear of the end of any, none is made: for a short program it is
+ * the longer part. */
+static PyObject *succeed(PyObject *module, PyObject *objects) {
     (void)module;
-    (void)nothing;
-    succeeds = loaded() == loaded_before;
+    int heard = loaded() != loaded_before;
+    for (ssize_t i = 0; !heard && i < PyList_Size(objects); i++)
+        heard = would_be_heard(PyList_GetItem(objects, i));
+    if (!heard)
+        leave(0);
     return Py_BuildValue("");
 }
 
@@ -221,7 +226,7 @@ static PyObject *rehearse(PyObject *module, PyObject *nothing) {
 static PyMethodDef methods[] = {
     {"watch", watch, METH_NOARGS, NULL},
     {"settle", settle, METH_NOARGS, NULL},
-    {"succeed", succeed, METH_NOARGS, NULL},
+    {"succeed", succeed, METH_O, NULL},
     {"rehearse", rehearse, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

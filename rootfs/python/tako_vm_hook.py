@@ -16,7 +16,7 @@ def install():
 
     import atexit
 
-    variables = {}
+    variables, objects = {}, None
     fifo = "/run/tako-vm/report"
     flags = posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC
     # Bound now: the program may replace them before the end.
@@ -32,8 +32,10 @@ def install():
         finally:
             close(descriptor)
 
-    stdout, stderr, excepthook, callbacks = sys.stdout, sys.stderr, sys.excepthook, 1
-    count = atexit._ncallbacks
+    stdout, stderr, excepthook = sys.stdout, sys.stderr, sys.excepthook
+    # What there is before the program: callbacks at exit, and blocks of memory.
+    callbacks, blocks = 1, 0
+    count, allocated = atexit._ncallbacks, sys.getallocatedblocks
 
     def has_succeeded(variables):
         # The interpreter sets the first two for as long as the program runs, and takes them away only when
@@ -44,7 +46,9 @@ def install():
         unhandled = sys.excepthook is excepthook and count() == callbacks
         # What is flushed into other streams may fail.
         own_streams = sys.stdout is stdout and sys.stderr is stderr
-        if returned and as_ever and unhandled and own_streams:
+        # To look through many objects takes memory, of which there may be none left.
+        small = allocated() - blocks < 100_000
+        if returned and as_ever and unhandled and own_streams and small:
             stdout.flush()
             stderr.flush()
             return True
@@ -67,7 +71,7 @@ def install():
         if exception is None:
             try:
                 if has_succeeded(seen):
-                    end.succeed()
+                    end.succeed(objects())
             except BaseException:
                 pass  # the interpreter ends in its own time
             return
@@ -84,24 +88,25 @@ def install():
     # The first to register is the last to run, after everything that the program registers.
     atexit.register(at_exit)
     end = load_end(sys)
-    if end.watch():
-        raise OSError("cannot watch the end of the interpreter")
+    end.watch()
     # The interpreter would try to open it as a ZIP file, in vain, and then write down just this.
     sys.path_importer_cache["/code/main.py"] = None
     try:
         held = open_("/run/tako-vm/hold", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
-        variables = settle(sys, end)
+        variables, objects = settle(sys, end)
+        blocks = allocated()
         report("up", str(main))  # the program is there already
         return
 
     def hold():
-        nonlocal variables, callbacks
+        nonlocal variables, objects, callbacks, blocks
         site.execusercustomize = last
         last()
         try:
             preload(sys)
-            variables, callbacks = settle(sys, end), count()
+            variables, objects = settle(sys, end)
+            callbacks, blocks = count(), allocated()
             report("held", str(main))
             while (wish := wait(held)) == b"rehearse\0\0":
                 rehearse(sys, end)
@@ -177,7 +182,7 @@ def settle(sys, end):
     for name in [name for name, module in sys.modules.items() if module is old]:
         sys.modules[name] = new
     end.settle()
-    return new.__dict__
+    return new.__dict__, gc.get_objects
 
 
 def rehearse(sys, end):

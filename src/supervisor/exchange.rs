@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::journal::{self, one_line};
-use super::link::{Closing, Ears, Mouth, Patience};
+use super::link::{COMPANY, Closing, Ears, Mouth, Patience};
 use super::pool::Done;
 use super::session::{Rights, Session};
 use super::slots::{Slot, Slots};
@@ -33,10 +33,6 @@ const SMALL: u64 = 1 << 20;
 
 /// Bytes of a job at most that is checked where it arrives: that takes less than to wake a thread for it.
 const QUICK: u64 = 16 << 10;
-
-/// How long the news that a job was accepted waits for company: its client would only be woken to wait for
-/// a short program, on the processor perhaps that the program runs on.
-const COMPANY: Duration = Duration::from_millis(2);
 
 /// Beside its limits, what a job may take from its acceptance to its end: its sandbox is ready within
 /// 30 s, takes the job within 10 s, and each of its deadlines is held from outside 3 s later.
