@@ -70,8 +70,10 @@ def install():
         exception = getattr(sys, "last_value", None)
         if exception is None:
             try:
-                if has_succeeded(seen):
-                    end.succeed(objects())
+                made = objects() if has_succeeded(seen) else ()
+                # What a program freezes (`gc.freeze`) is not among them, nor are its variables then.
+                if any(thing is seen for thing in made):
+                    end.succeed(made)
             except BaseException:
                 pass  # the interpreter ends in its own time
             return

@@ -726,6 +726,7 @@ impl Leaf {
         };
         let held =
             || (limits.iter()).try_for_each(|(file, limit)| holds(&directory.join(file), limit));
+        // To set one takes the kernel longer: for the first of all it changes its own code.
         if held().is_ok() {
             return Ok(());
         }

@@ -46,7 +46,7 @@ fn stub_with_a_job(directory: &TempDir, says: &[u8]) -> Starts {
     let program = directory.path().join("guest.py");
     fs::write(&program, GUEST).unwrap();
     let said = [&to_host(&[READY]), &to_host(&[ToHost::Held]), says];
-    let said: Vec<_> = said.into_iter().map(hex::encode).collect();
+    let said = said.map(|bytes| format!("'{}'", hex::encode(bytes)));
     let body = format!("exec python3 {} {}", program.display(), said.join(" "));
     Starts::with_runtime(&script(directory.path(), &body))
 }

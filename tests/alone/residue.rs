@@ -142,6 +142,11 @@ async fn jobs_that_end_badly_leave_nothing() {
     let company = Company::default();
     company.cancel.cancel();
     host.run_with(&endless, company).await;
+    // The task that has read the last one's standard error is told to end, and closes it when it does.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Census::of(&host) != before && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(Census::of(&host), before);
 }
 

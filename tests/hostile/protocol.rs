@@ -237,7 +237,7 @@ raise error
         .ends_as_one_of(&[&failed(1, "key_error"), &signalled(11, "segfault")])
         .await;
     let classes = "
-for number in range(3000):
+for number in range(1500):
     kind = type('K' * 1000 + str(number), (ValueError if number == 0 else kind,), {})
 raise kind
 ";

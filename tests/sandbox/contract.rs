@@ -426,16 +426,35 @@ print(json.dumps([gone, sorted(os.listdir('/dev'))]))
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
 async fn what_a_program_has_is_finalised_when_it_ends() {
-    // In a cycle with the module's own dictionary, which only the collector ends.
-    let ran = Host::new()
-        .run(&job("
+    let host = Host::new();
+    for what in [
+        // In a cycle with the module's own dictionary, which only the collector ends.
+        "noisy = Noisy()\ndef function(): return noisy",
+        // What the collector does not know of.
+        "small = Small()",
+        // What has no finaliser of its own class.
+        "def generate():\n try: yield\n finally: print('gone')\nwaits = generate(); next(waits)",
+        // What a cache of the standard library remembers.
+        "from typing import Optional\nnoisy = Noisy()\nclass Node:\n def f(self): return noisy\n\
+         Optional[Node]",
+        "import atexit\natexit.register(lambda: print('gone'))",
+    ] {
+        let classes = "
 class Noisy:
     def __del__(self): print('gone')
-noisy = Noisy()
-def function(): return noisy
-"))
-        .await;
-    assert_eq!(ran.stdout(), "gone\n");
+class Small:
+    __slots__ = ()
+    def __del__(self): print('gone')
+";
+        let ran = host.run(&job(&format!("{classes}{what}\n"))).await;
+        assert_eq!(ran.stdout(), "gone\n", "{what}");
+        assert_eq!(ran.outcome.termination, Termination::Exited(0), "{what}");
+    }
+    let unflushed = "import gc\nfile = open('/output/text', 'w')\nfile.write('kept')\n";
+    for further in ["", "gc.freeze()", "def function(): return file"] {
+        let ran = host.run(&job(&format!("{unflushed}{further}\n"))).await;
+        assert_eq!(ran.files["text"], b"kept", "{further}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

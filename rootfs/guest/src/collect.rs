@@ -8,10 +8,11 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstatat};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -59,33 +60,27 @@ pub(crate) fn forward(host: &mut Host, limits: &Limits) -> Result<u64, InitError
     passed
 }
 
-/// `/output` before there is a program, when it is empty.
+/// `/output` before there is a program, when it is empty: when an entry was made or removed last.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Untouched {
-    directory: File,
-    modified: (i64, i64),
+    seconds: i64,
+    nanoseconds: i64,
 }
 
 impl Untouched {
     pub(crate) fn look() -> Result<Self, InitError> {
-        let directory = File::open(OUTPUT).map_err(InitError::system("open `/output`"))?;
-        let modified = modified(&directory)?;
+        let output = fs::metadata(OUTPUT).map_err(InitError::system("look at `/output`"))?;
         Ok(Self {
-            directory,
-            modified,
+            seconds: output.mtime(),
+            nanoseconds: output.mtime_nsec(),
         })
     }
 
     /// Whether nothing has ever been made in it. The kernel counts nanoseconds, and a program that does
     /// not own the directory can set the time to none but the present.
-    pub(crate) fn still(&self) -> Result<bool, InitError> {
-        Ok(modified(&self.directory)? == self.modified)
+    pub(crate) fn still(self) -> Result<bool, InitError> {
+        Ok(Self::look()? == self)
     }
-}
-
-/// When an entry of a directory was made or removed last.
-fn modified(directory: &File) -> Result<(i64, i64), InitError> {
-    let stat = fstat(directory).map_err(InitError::system("look at `/output`"))?;
-    Ok((stat.st_mtime, stat.st_mtime_nsec))
 }
 
 /// Whether there is nothing to collect, which saves a process. Listing the directory is safe, it is

@@ -111,7 +111,7 @@ impl Held {
     pub(crate) fn release(
         mut self,
         environment: &[(String, String)],
-    ) -> Result<(Started, SignalFd, Untouched, Option<File>), InitError> {
+    ) -> Result<(Started, SignalFd, Untouched), InitError> {
         let mut text = Vec::new();
         if environment == self.environment {
             text.extend_from_slice(START);
@@ -127,13 +127,6 @@ impl Held {
         self.release
             .write_all(&text)
             .map_err(InitError::system("release the interpreter"))?;
-        let Self {
-            interpreter,
-            children,
-            output,
-            release,
-            ..
-        } = self;
-        Ok((interpreter, children, output, Some(release)))
+        Ok((self.interpreter, self.children, self.output))
     }
 }

@@ -135,13 +135,15 @@ fn serve(host: &mut Host) -> Result<(), InitError> {
             (Wish::Hold(_), Some(_)) | (Wish::Ping, None) => return Err(InitError::OutOfOrder),
         }
     };
+    // Whatever init has open, a program may open too.
+    drop(files);
     let finished = program::run(host, &job, held, reports)?;
     let skipped = match finished.left {
         Left::Nothing => 0,
         Left::Unknown => collect::forward(host, &job.limits)?,
     };
     host.send(&ToHost::Done { skipped })?;
-    drop((finished, files));
+    drop(finished);
     Ok(())
 }
 

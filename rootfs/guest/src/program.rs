@@ -30,8 +30,6 @@ const EVERYBODY: Pid = Pid::from_raw(-1);
 pub(crate) struct Finished {
     pub(crate) left: Left,
     _program: Program,
-    _output: Untouched,
-    _release: Option<File>,
 }
 
 /// What is left of it.
@@ -50,7 +48,7 @@ pub(crate) fn run(
     mut reports: Reports,
 ) -> Result<Finished, InitError> {
     let mut clock = Clock::new(job.limits);
-    let (interpreter, children, output, release) = if let Some(held) = held {
+    let (interpreter, children, output) = if let Some(held) = held {
         // Before: nobody is to think that the program was never begun when it was.
         host.queue(&ToHost::Started)?;
         // It was up before there was a job.
@@ -64,7 +62,7 @@ pub(crate) fn run(
         let interpreter = spawn::start(&job.environment)?;
         reports.follow(interpreter.pid.as_raw().unsigned_abs());
         host.queue(&ToHost::Started)?;
-        (interpreter, watch_children()?, output, None)
+        (interpreter, watch_children()?, output)
     };
     let Started {
         pid: main,
@@ -111,8 +109,6 @@ pub(crate) fn run(
     Ok(Finished {
         left,
         _program: program,
-        _output: output,
-        _release: release,
     })
 }
 
