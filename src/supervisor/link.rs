@@ -17,8 +17,8 @@ const STALL: Duration = Duration::from_secs(30);
 /// until then it lies on our disk or in our memory. 1 MiB/s is slower than any disk.
 const PACE: u64 = 1 << 20;
 
-/// How long a greeting, or the news that a job was accepted, waits for company: a client would be woken by it
-/// only to wait again, on the processor perhaps that its short program runs on.
+/// How long the news that a job was accepted waits for company: a client would be woken by it only to wait
+/// again, on the processor perhaps that its short program runs on.
 pub(super) const COMPANY: Duration = Duration::from_millis(2);
 
 /// Bytes that are sent together.

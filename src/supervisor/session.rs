@@ -2,12 +2,11 @@
 
 use super::Shared;
 use super::exchange;
-use super::link::{COMPANY, Closing, Ears, Mouth};
+use super::link::{Closing, Ears, Mouth};
 use super::wire::{Hello, PROTOCOL, Refusal, RefusalCode, ToClient, ToSupervisor};
 use crate::sys::peer::Peer;
 use std::sync::Arc;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
 
 /// The conversation with one peer.
 #[derive(Debug)]
@@ -46,14 +45,8 @@ pub(super) async fn attend(shared: Arc<Shared>, stream: UnixStream, peer: Peer, 
 
 impl Session {
     async fn converse(&mut self) -> Result<(), Closing> {
-        self.mouth.add(&ToClient::Hello(Hello::ours())).await?;
-        let first = if let Ok(first) = timeout(COMPANY, self.ears.next()).await {
-            first?
-        } else {
-            self.mouth.flush().await?;
-            self.ears.next().await?
-        };
-        match first {
+        self.mouth.say(&ToClient::Hello(Hello::ours())).await?;
+        match self.ears.next().await? {
             None => return Ok(()),
             Some(ToSupervisor::Hello(hello)) if hello.protocol == PROTOCOL => {}
             Some(ToSupervisor::Hello(hello)) => {
