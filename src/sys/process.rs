@@ -553,9 +553,10 @@ mod tests {
         )
         .unwrap();
         let mut command = program("sh");
-        command.args(["-c", "env | sort; ls -l /proc/$$/fd | wc -l"]);
+        // The last descriptor is the one that `ls` reads the directory with.
+        command.args(["-c", "env | sort; exec ls /proc/self/fd"]);
         let printed = run(&mut command).unwrap().stdout;
-        assert_eq!(printed, format!("PATH={PATH}\nPWD=/\n4\n"));
+        assert_eq!(printed, format!("PATH={PATH}\nPWD=/\n0\n1\n2\n3\n"));
     }
 
     #[test]
