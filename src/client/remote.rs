@@ -5,12 +5,11 @@ use super::running::{self, Running};
 use crate::config;
 use crate::job::{JobRequest, JobSpec, SpecError};
 use crate::sandbox::Event;
-use crate::supervisor::connection::{self, Connection, ConnectionError, Output};
+use crate::supervisor::connection::{self, ConnectionError, Connections, Output};
 use crate::supervisor::wire::{Refusal, RefusalCode, Run};
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -20,10 +19,8 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// A supervisor that was reached.
 #[derive(Debug)]
 pub(crate) struct Remote {
-    socket: PathBuf,
+    connections: Connections,
     image: String,
-    /// The connection that showed that somebody listens, for the first job.
-    first: Mutex<Option<UnixStream>>,
 }
 
 impl Remote {
@@ -43,11 +40,15 @@ impl Remote {
             None => PathBuf::from(config::DEFAULT_SOCKET),
         };
         match connection::connect(&socket) {
-            Ok(stream) => Ok(Some(Self {
-                socket,
-                image: image.to_owned(),
-                first: Mutex::new(Some(stream)),
-            })),
+            Ok(idle) => {
+                let connections = Connections::new(socket);
+                // For the first job.
+                connections.keep(idle);
+                Ok(Some(Self {
+                    connections,
+                    image: image.to_owned(),
+                }))
+            }
             Err(error) if !is_named && nobody_listens(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -55,10 +56,8 @@ impl Remote {
 
     /// Whoever keeps this for later jobs does not occupy a connection until then.
     pub(super) fn idle(self) -> Self {
-        Self {
-            first: Mutex::new(None),
-            ..self
-        }
+        self.connections.close();
+        self
     }
 
     /// Starts a job once the supervisor has checked it. `stream` asks for all of its output.
@@ -70,19 +69,18 @@ impl Remote {
     ) -> Result<Running, Error> {
         // The supervisor takes more for no job at all, and says no more than that.
         JobSpec::check_counts(&request).map_err(Error::Job)?;
-        let first = self
-            .first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let connection = match first {
-            Some(stream) => Connection::new(stream)?,
-            None => Connection::open(&self.socket).await?,
-        };
+        let connection = self.connections.take().await?;
         let (run, parts) = Run::new(&self.image, &request, stream);
         let submitted = connection.submit(&run, &parts).await?;
         drop(parts);
-        Ok(running::follow(submitted, request, stream, cancel))
+        let connections = self.connections.clone();
+        Ok(running::follow(
+            submitted,
+            connections,
+            request,
+            stream,
+            cancel,
+        ))
     }
 }
 
@@ -158,7 +156,7 @@ mod tests {
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         for elsewhere in [false, true] {
             let found = Remote::find(named(), elsewhere, "python").unwrap();
-            assert_eq!(found.unwrap().socket, socket);
+            assert_eq!(found.unwrap().connections.socket(), socket);
         }
         assert!(Remote::find(None, true, "python").unwrap().is_none());
     }

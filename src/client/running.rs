@@ -4,7 +4,7 @@ use super::execution::{Asked, Spool};
 use super::{Error, Execution, Local};
 use crate::job::{JobRequest, JobSpec};
 use crate::sandbox::{Event, Order, SandboxError};
-use crate::supervisor::connection::Submitted;
+use crate::supervisor::connection::{Connections, Submitted};
 use futures_core::Stream;
 use std::future::Future;
 use std::pin::Pin;
@@ -141,12 +141,14 @@ pub(super) fn launch(local: Arc<Local>, job: JobSpec, cancel: &CancellationToken
 /// Follows a job that a supervisor runs.
 pub(super) fn follow(
     submitted: Submitted,
+    connections: Connections,
     request: Arc<JobRequest>,
     stream: bool,
     cancel: &CancellationToken,
 ) -> Running {
     spawn(cancel, |events, cancel| {
-        receive(submitted, request, stream.then_some(events), cancel)
+        let events = stream.then_some(events);
+        receive(submitted, connections, request, events, cancel)
     })
 }
 
@@ -193,6 +195,7 @@ async fn attend(
 
 async fn receive(
     submitted: Submitted,
+    connections: Connections,
     request: Arc<JobRequest>,
     events: Option<mpsc::Sender<Event>>,
     cancel: CancellationToken,
@@ -205,6 +208,10 @@ async fn receive(
     } else {
         Spool::temporary()?
     };
-    let outcome = ended.collect(spool.path(), &cancel).await?;
+    let (outcome, connection) = ended.collect(spool.path(), &cancel).await?;
+    // Of one that was cancelled it is not known whether the word was sent.
+    if !cancel.is_cancelled() {
+        connections.put_back(connection);
+    }
     Ok(Execution::new(Asked::Sent(request), image, outcome, spool))
 }

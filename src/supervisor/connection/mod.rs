@@ -5,9 +5,14 @@
 //!      └────────────────────┴──────────────────┴── Refused, or the connection is lost
 //! ```
 //!
-//! A connection is for one job, since closing it is how a client that goes away takes its job with it.
+//! A connection is for one job at a time, since closing it is how a client that goes away takes its job
+//! with it. [`Connections`] keeps it for the next one.
 //! What the supervisor sends is bounded before it is kept or written, though it is root's: a defect
 //! over there shall not fill a disk over here.
+
+mod kept;
+
+pub use kept::{Connections, Idle};
 
 use super::wire::{
     self, Accepted, End, Hello, MAX_DATA, Message, PROTOCOL, Refusal, Run, Stats, ToClient,
@@ -104,8 +109,15 @@ impl ConnectionError {
 ///
 /// # Errors
 /// [`ConnectionError::Connect`].
-pub fn connect(path: &Path) -> Result<UnixStream, ConnectionError> {
-    connect_within(path, CROWDED).map_err(|source| ConnectionError::Connect {
+pub fn connect(path: &Path) -> Result<Idle, ConnectionError> {
+    let connected = connect_within(path, CROWDED).and_then(|stream| {
+        stream.set_nonblocking(true)?;
+        Ok(Idle {
+            stream,
+            greeted: false,
+        })
+    });
+    connected.map_err(|source| ConnectionError::Connect {
         path: path.to_owned(),
         source,
     })
@@ -177,7 +189,7 @@ impl Connection {
         let begun = tokio::time::Instant::now();
         loop {
             match tokio::net::UnixStream::connect(path).await {
-                Ok(stream) => return Ok(Self::over(stream)),
+                Ok(stream) => return Ok(Self::over(stream, false)),
                 // The listener's queue is full, and nothing tells when it is not any more.
                 Err(error)
                     if error.kind() == io::ErrorKind::WouldBlock && begun.elapsed() < CROWDED =>
@@ -194,33 +206,50 @@ impl Connection {
         }
     }
 
-    /// Takes a stream from [`connect`].
+    /// Takes a connection up again, or one from [`connect`] for the first time.
     ///
     /// # Errors
-    /// [`ConnectionError::Lost`] when the stream cannot be used.
+    /// [`ConnectionError::Lost`] when it cannot be used.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn new(stream: UnixStream) -> Result<Self, ConnectionError> {
-        let unusable = |_why: io::Error| ConnectionError::Lost;
-        stream.set_nonblocking(true).map_err(unusable)?;
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(unusable)?;
-        Ok(Self::over(stream))
+    pub fn resume(idle: Idle) -> Result<Self, ConnectionError> {
+        let Idle { stream, greeted } = idle;
+        let stream =
+            tokio::net::UnixStream::from_std(stream).map_err(|_unusable| ConnectionError::Lost)?;
+        Ok(Self::over(stream, greeted))
     }
 
-    fn over(stream: tokio::net::UnixStream) -> Self {
+    fn over(stream: tokio::net::UnixStream, greeted: bool) -> Self {
         let (from, to) = stream.into_split();
+        let buffer = if greeted {
+            Vec::new()
+        } else {
+            // Goes out with what is asked for first.
+            ToSupervisor::Hello(Hello::ours()).to_frame()
+        };
         Self {
             incoming: Incoming {
                 from: BufReader::with_capacity(READ_AT_ONCE, from),
-                greeted: false,
+                greeted,
             },
-            outgoing: Outgoing {
-                to,
-                // Goes out with what is asked for first.
-                buffer: ToSupervisor::Hello(Hello::ours()).to_frame(),
-            },
+            outgoing: Outgoing { to, buffer },
         }
+    }
+
+    /// The connection without its runtime; `None` if something is still to be said or heard on it.
+    fn set_aside(self) -> Option<Idle> {
+        let Self { incoming, outgoing } = self;
+        let nothing_is_left = outgoing.buffer.is_empty() && incoming.from.buffer().is_empty();
+        if !nothing_is_left {
+            return None;
+        }
+        let from = incoming.from.into_inner();
+        let stream = from.reunite(outgoing.to).ok()?.into_std().ok()?;
+        Some(Idle {
+            stream,
+            greeted: incoming.greeted,
+        })
     }
 
     /// Hands a job over, with the bytes that it announces: [`Run::new`] makes both. Returns when the
@@ -491,7 +520,7 @@ impl Ended {
 
     /// Writes the files that the job has left into a directory, each under a number, and puts
     /// everything together. Without files, the directory need not exist. A cancel ends the patience
-    /// with a supervisor that does not go on.
+    /// with a supervisor that does not go on. The connection can be used for another job then.
     ///
     /// # Errors
     /// [`ConnectionError::Write`]; when a file is not what was announced; when the connection fails.
@@ -499,7 +528,7 @@ impl Ended {
         mut self,
         directory: &Path,
         cancel: &CancellationToken,
-    ) -> Result<Outcome, ConnectionError> {
+    ) -> Result<(Outcome, Connection), ConnectionError> {
         let cancelled = async {
             cancel.cancelled().await;
             tokio::time::sleep(CANCELLED).await;
@@ -509,7 +538,8 @@ impl Ended {
             paths = self.write_files(directory) => paths?,
             () = cancelled => return Err(ConnectionError::Silent),
         };
-        Ok(self.end.into_outcome(self.stdout, self.stderr, paths))
+        let outcome = self.end.into_outcome(self.stdout, self.stderr, paths);
+        Ok((outcome, self.connection))
     }
 
     async fn write_files(&mut self, directory: &Path) -> Result<Vec<PathBuf>, ConnectionError> {

@@ -51,6 +51,12 @@ fn end(files: &[(&str, &[u8])]) -> End {
     }
 }
 
+fn fresh(stream: UnixStream) -> Idle {
+    stream.set_nonblocking(true).unwrap();
+    let greeted = false;
+    Idle { stream, greeted }
+}
+
 fn frames(messages: &[ToClient]) -> Vec<u8> {
     messages.iter().flat_map(Message::to_frame).collect()
 }
@@ -80,7 +86,7 @@ async fn run(
     let connection = Connection::open(&socket).await?;
     let submitted = connection.submit(&run, &parts).await?;
     let ended = submitted.attend(events, &cancel).await?;
-    let outcome = ended.collect(directory.path(), &cancel).await?;
+    let (outcome, _) = ended.collect(directory.path(), &cancel).await?;
     supervisor.await.unwrap();
     let read = |artifact: &crate::job::Artifact| std::fs::read(&artifact.path).unwrap();
     let files = outcome.artifacts.iter().map(read).collect();
@@ -131,7 +137,7 @@ async fn a_small_job_is_one_write_and_a_large_one_keeps_its_bytes() {
         theirs.set_nonblocking(true).unwrap();
         let mut theirs = tokio::net::UnixStream::from_std(theirs).unwrap();
         let (run, parts) = Run::new("python", &request, true);
-        let connection = Connection::new(ours).unwrap();
+        let connection = Connection::resume(fresh(ours)).unwrap();
         let submit = async { connection.submit(&run, &parts).await.map(drop) };
         let read = async {
             let (mut first, mut all) = (vec![0; 1 << 20], Vec::new());
@@ -265,7 +271,7 @@ async fn silent() -> (Submitted, tokio::net::UnixStream) {
         .unwrap();
     let request = JobRequest::default();
     let (run, parts) = Run::new("python", &request, true);
-    let connection = Connection::new(ours).unwrap();
+    let connection = Connection::resume(fresh(ours)).unwrap();
     let submitted = connection.submit(&run, &parts).await;
     (submitted.unwrap(), theirs)
 }
@@ -347,7 +353,7 @@ async fn numbers_and_the_end_are_asked_for_on_one_connection() {
         ToClient::Draining,
     ]);
     theirs.write_all(&answer).await.unwrap();
-    let mut connection = Connection::new(ours).unwrap();
+    let mut connection = Connection::resume(fresh(ours)).unwrap();
     assert_eq!(connection.stats().await.unwrap(), stats);
     let refused = connection.drain().await.unwrap_err();
     assert_eq!(refused.to_string(), "root alone may drain the supervisor");
