@@ -64,10 +64,7 @@ async fn a_job_too_many_is_told_to_come_back_and_the_command_does() {
         "{:?}",
         begun.elapsed()
     );
-    let spools = || {
-        std::fs::read_dir(state.path().join("spools"))
-            .unwrap()
-            .count()
-    };
+    // The directory itself is made with the first file of the first job.
+    let spools = || std::fs::read_dir(state.path().join("spools")).map_or(0, Iterator::count);
     assert!(settles(|| spools() == 0));
 }
