@@ -23,7 +23,7 @@ CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
-.PHONY: help demo test bench compat fuzz mutants soak deps test-deps build setup setup-data lint doc root clean
+.PHONY: help demo test bench compat fuzz mutants soak queries deps test-deps postgresql build setup setup-data lint doc root clean
 
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench   latency, throughput and memory, against other ways to run Python, and 1,000 kills"
 	@echo "make compat  CPython's own tests in a sandbox against the same natively: all but those of make test"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
+	@echo "make queries what PostgreSQL says of every query of the store, for builds without one"
 	@echo "make mutants every control taken out once, and the test that must fail then"
 	@echo "make soak    mutants, 10 minutes of each fuzz target, the tests twenty times, 10,000 jobs and"
 	@echo "             100 deaths of the supervisor, benchmarks"
@@ -45,6 +46,7 @@ test: root lint doc setup-data test-deps
 bench: setup-data test-deps
 	$(TAKO_VM) bench --compare --jobs 300 --duration 60 --density 100
 	cargo bench --locked --bench kill
+	cargo bench --locked --bench queue
 	cargo bench --locked --bench pure
 
 # About an hour; the table is in the state directory as well, after each module.
@@ -62,6 +64,10 @@ fuzz: deps test-deps $(CARGO_FUZZ)
 	    -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
 	    || exit 1; \
 	done
+
+# After a change of a query or of the schema.
+queries: test-deps
+	src/store/queries.sh
 
 # Without sanitizers cargo-fuzz needs no nightly toolchain; what is fuzzed is safe Rust.
 $(CARGO_FUZZ):
@@ -93,8 +99,19 @@ root:
 deps: root
 	$(call install,$(PACKAGES))
 
-test-deps: root
+test-deps: root postgresql
 	$(call install,$(TEST_PACKAGES))
+
+# Its programs alone: Debian would make and start a database of its own with them.
+postgresql: root
+	@if [ -z "$$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ]; then \
+	  echo "installing the Debian package postgresql, without a database"; \
+	  apt-get update -qq && export DEBIAN_FRONTEND=noninteractive && \
+	    apt-get install -y -qq --no-install-recommends postgresql-common && \
+	    sed -i 's/^#* *create_main_cluster.*/create_main_cluster = false/' \
+	      /etc/postgresql-common/createcluster.conf && \
+	    apt-get install -y -qq --no-install-recommends postgresql; \
+	fi
 
 define install
 	@missing=; for package in $(1); do \

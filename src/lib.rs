@@ -36,6 +36,9 @@
 //! - [`bundle`]: the OCI bundle of one sandbox: a pure specification, the seccomp profile
 //! - [`sandbox`]: one sandbox, from its bundle until nothing of it is left
 //! - [`supervisor`]: the privileged service: socket and wire protocol, the pool
+//! - [`store`]: jobs and their history in PostgreSQL
+//! - [`dispatch`]: takes jobs from the queue and has the supervisor run them
+//! - [`postgres`]: a PostgreSQL of our own, for those who have none
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 //! - [`runc`]: typed client of `runc` and `crun`, for permissive mode
 
@@ -43,11 +46,14 @@ pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod dispatch;
 pub mod image;
 pub mod job;
+pub mod postgres;
 pub mod runc;
 pub mod runsc;
 pub mod sandbox;
+pub mod store;
 pub mod supervisor;
 pub mod sys;
 

@@ -10,6 +10,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("job", &[]),
     ("sys", &[]),
     ("config", &["job", "runc"]),
+    ("store", &["job"]),
+    ("postgres", &["sys"]),
     ("image", &["sys"]),
     ("runsc", &["sys"]),
     ("runc", &["sys"]),
@@ -19,6 +21,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &["job", "sys", "bundle", "runsc", "runc", "image"],
     ),
     ("supervisor", &["job", "sys", "image", "sandbox"]),
+    ("dispatch", &["job", "store", "supervisor"]),
     (
         "client",
         &[

@@ -10,7 +10,7 @@ pub use exception::error_type;
 pub use limits::{LimitError, Limits, MIN_MEMORY_BYTES, parse_bytes};
 pub use record::{
     Artifact, Captured, ErrorReport, Outcome, Payload, Record, ResourceUsage, Skipped, Start,
-    Status, Timing, milliseconds,
+    Status, Timing, check_result, milliseconds,
 };
 pub use spec::{InputFile, JobRequest, JobSpec, MAX_FILES, MAX_VARIABLES, Maxima, SpecError};
 pub use termination::{Ending, Evidence, Exception, Killed, Phase, Termination};

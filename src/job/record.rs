@@ -429,6 +429,15 @@ fn parse_result(bytes: &[u8]) -> Result<Box<RawValue>, String> {
         .map_err(|error| format!("/output/result.json is not JSON: {error}"))
 }
 
+/// What a program has written as its result, as text, if it is JSON of bounded depth; else why it is none.
+///
+/// # Errors
+/// In words, for people.
+pub fn check_result(bytes: &[u8]) -> Result<&str, String> {
+    parse_result(bytes)?;
+    std::str::from_utf8(bytes).map_err(|error| format!("/output/result.json is not UTF-8: {error}"))
+}
+
 /// JSON with sorted keys and no spaces, so that equal inputs have equal hashes.
 fn canonical(input: &str) -> Vec<u8> {
     serde_json::from_str::<serde_json::Value>(input)

@@ -207,7 +207,7 @@ fn names_below(directory: &Path) -> Vec<String> {
     }
 }
 
-fn socket(directory: &Path) -> PathBuf {
+pub(crate) fn socket(directory: &Path) -> PathBuf {
     directory.join("supervisor.sock")
 }
 

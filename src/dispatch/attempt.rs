@@ -1,0 +1,234 @@
+//! One attempt of one job: the supervisor runs it, and how that ended is recorded.
+
+use super::journal::Entry;
+use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart};
+use crate::store::StoreError;
+use crate::store::files::FilesError;
+use crate::store::queue::{Claim, Ended, Held, Release, Written};
+use crate::supervisor::connection::{ConnectionError, Output};
+use crate::supervisor::wire::{RefusalCode, Run};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+/// How long the supervisor is left alone when it does not say for how long.
+const LEFT_ALONE: Duration = Duration::from_secs(1);
+
+/// How a program ended that the supervisor has run, or why there is nothing to record.
+enum Ending {
+    /// To be recorded.
+    Ran(Box<Entry>),
+    /// It cannot be run as it is, here or elsewhere: why.
+    Refused(String),
+    /// It was not begun.
+    Unused,
+    /// It was begun, or may have been, and was lost.
+    Lost(String),
+}
+
+/// Runs an attempt until nothing is left to be said of it.
+pub(super) async fn run(shared: Arc<Shared>, claim: Claim, slot: Option<OwnedSemaphorePermit>) {
+    let held = claim.held.clone();
+    let attempt = Attempt::default();
+    shared.attempts().insert(held.clone(), attempt.clone());
+    let number = claim.attempt;
+    let ending = execute(&shared, claim, &attempt).await;
+    // What was taken away is another's to tell of.
+    if attempt.why() != Some(Why::Lost) {
+        record(&shared, &held, number, &attempt, ending).await;
+    }
+    shared.attempts().remove(&held);
+    drop(slot);
+    // Nobody has to wait for it.
+    drop(shared.ends.send(held.id));
+}
+
+async fn execute(shared: &Shared, claim: Claim, attempt: &Attempt) -> Ending {
+    match ask(shared, claim, attempt).await {
+        Ok(entry) => Ending::Ran(Box::new(entry)),
+        Err(Failure::Connection(error)) => failed(shared, &error),
+        Err(Failure::Read(error)) => no_space(shared, &error),
+        Err(Failure::Files(error)) => no_space(shared, &error),
+    }
+}
+
+enum Failure {
+    Connection(ConnectionError),
+    /// They cannot be taken over.
+    Read(io::Error),
+    /// They cannot be kept.
+    Files(FilesError),
+}
+
+impl From<FilesError> for Failure {
+    fn from(error: FilesError) -> Self {
+        Self::Files(error)
+    }
+}
+
+impl From<ConnectionError> for Failure {
+    fn from(error: ConnectionError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, Failure> {
+    let connection = shared.supervisor.take().await?;
+    let (run, parts) = Run::new(&claim.image, &claim.request, false);
+    let submitted = connection.submit(&run, &parts).await?;
+    drop(parts);
+    let nobody: Option<mpsc::Sender<Output>> = None;
+    let ended = submitted.attend(nobody, &attempt.cancel).await?;
+    let directory = tempfile::Builder::new()
+        .prefix("job-")
+        .tempdir_in(&shared.settings.directory)
+        .map_err(Failure::Read)?;
+    let end = ended.end().clone();
+    let (outcome, connection) = ended.collect(directory.path(), &attempt.cancel).await?;
+    if !attempt.cancel.is_cancelled() {
+        shared.supervisor.put_back(connection);
+    }
+    for file in &outcome.artifacts {
+        shared.files.keep(&file.path, &file.sha256).await?;
+    }
+    Entry::new(claim.held, end, &outcome).map_err(Failure::Read)
+}
+
+/// Files that a job has left cannot be kept: a disk is full, or the store of files is away. What comes next
+/// would fare no better.
+fn no_space(shared: &Shared, error: &dyn Error) -> Ending {
+    shared.pause_for(about(LEFT_ALONE));
+    heart::warn("cannot keep the files of a job", error);
+    Ending::Lost("the files that it has left cannot be kept".to_owned())
+}
+
+/// What a failure of the supervisor, or of the way to it, means for the attempt.
+fn failed(shared: &Shared, error: &ConnectionError) -> Ending {
+    let ConnectionError::Refused { refusal } = error else {
+        if matches!(error, ConnectionError::Connect { .. }) {
+            shared.pause_for(about(LEFT_ALONE));
+            heart::warn("cannot reach the supervisor", error);
+            return Ending::Unused;
+        }
+        return Ending::Lost(error.to_string());
+    };
+    match refusal.code {
+        RefusalCode::Busy | RefusalCode::Draining => {
+            let pause = refusal.retry_after_ms.map(Duration::from_millis);
+            shared.pause_for(about(pause.unwrap_or(LEFT_ALONE)));
+            Ending::Unused
+        }
+        RefusalCode::Invalid if refusal.problems.is_empty() => {
+            Ending::Refused(refusal.message.clone())
+        }
+        RefusalCode::Invalid => Ending::Refused(refusal.problems.join("; ")),
+        RefusalCode::Image => Ending::Refused(refusal.message.clone()),
+        _ => Ending::Lost(refusal.message.clone()),
+    }
+}
+
+/// What the database has to hear of an attempt.
+#[derive(Debug, Clone, Copy)]
+enum Word<'a> {
+    Result(&'a Entry),
+    Refused(&'a Held, &'a str),
+    GivenBack(&'a Held, Release<'a>),
+}
+
+/// Records an attempt, however long the database is away.
+async fn record(shared: &Shared, held: &Held, number: i16, attempt: &Attempt, ending: Ending) {
+    let drained = attempt.why() == Some(Why::Drained);
+    let unused = Word::GivenBack(held, Release::Unused);
+    match ending {
+        // It would have gone on, had we.
+        Ending::Ran(entry) if drained && entry.was_cancelled() => insist(shared, unused).await,
+        Ending::Lost(_) if drained => insist(shared, unused).await,
+        Ending::Unused => insist(shared, unused).await,
+        Ending::Refused(why) => insist(shared, Word::Refused(held, &why)).await,
+        Ending::Lost(reason) => {
+            insist(shared, Word::GivenBack(held, lost(shared, number, &reason))).await;
+        }
+        Ending::Ran(entry) => match entry.lost() {
+            Some(reason) => {
+                insist(shared, Word::GivenBack(held, lost(shared, number, reason))).await;
+            }
+            None => hand_over(shared, &entry).await,
+        },
+    }
+}
+
+/// An attempt that counts, and is repeated after a pause that doubles with each.
+fn lost<'a>(shared: &Shared, number: i16, reason: &'a str) -> Release<'a> {
+    let doubled = 1_u32 << number.clamp(1, 10).cast_unsigned().saturating_sub(1);
+    let pause = shared.settings.retry_base_delay.saturating_mul(doubled);
+    Release::Failed {
+        reason,
+        retry_in: about(pause.min(MAX_PAUSE)),
+    }
+}
+
+/// Records a result, first on disk where the database does not take it at once.
+async fn hand_over(shared: &Shared, entry: &Entry) {
+    let Err(error) = say(shared, Word::Result(entry)).await else {
+        return;
+    };
+    heart::warn("cannot record a result, which waits in the journal", &error);
+    let kept = shared.journal.keep(entry);
+    if let Err(error) = &kept {
+        heart::warn("cannot write the journal", error);
+    }
+    insist(shared, Word::Result(entry)).await;
+}
+
+async fn say(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
+    match word {
+        Word::Refused(held, why) => shared.store.refuse(held, "config_error", why).await,
+        Word::GivenBack(held, release) => shared.store.release(held, release).await,
+        Word::Result(entry) => {
+            let outcome = entry.outcome();
+            let ended = Ended {
+                outcome: &outcome,
+                image: entry.image(),
+                result: entry.result(),
+            };
+            let written = shared.store.finish(&entry.held(), ended).await?;
+            shared.journal.forget(entry);
+            Ok(written)
+        }
+    }
+}
+
+/// Says something to the database until it has heard it, or there is no sense in it any more.
+async fn insist(shared: &Shared, word: Word<'_>) {
+    let mut pause = Duration::from_millis(100);
+    while let Err(error) = say(shared, word).await {
+        if !error.is_transient() {
+            heart::warn("the database refuses to record an attempt", &error);
+            return;
+        }
+        if shared.stop.is_cancelled() {
+            return;
+        }
+        sleep(about(pause)).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Hands over what waits in the journal: of an earlier process, or of this one, which insists as well.
+pub(super) async fn hand_over_what_waits(shared: &Shared) -> Result<(), JournalError> {
+    for entry in shared.journal.read()? {
+        match say(shared, Word::Result(&entry)).await {
+            Ok(_) => {}
+            Err(error) if error.is_transient() => break,
+            Err(error) => {
+                heart::warn("the database refuses a result, which is put aside", &error);
+                shared.journal.put_aside(&entry);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! What goes on beside the jobs: beats, rescues of what others have lost, and what others tell.
+
+use super::{Attempt, MAX_PAUSE, Shared, Why, about, attempt};
+use crate::store::StoreError;
+use crate::store::listen::Notice;
+use crate::store::queue::{Beat, Held, Pulse};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How often it is looked whether others have lost a job.
+const RESCUE: Duration = Duration::from_secs(1);
+
+/// Something is wrong, and we cope.
+pub(super) fn warn(doing: &str, error: &dyn Error) {
+    let mut line = format!("{doing}: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    tracing::warn!("{line}");
+}
+
+/// Says that this worker is alive, thrice in the time of a lease, until nothing more is done.
+pub(super) async fn beats(shared: Arc<Shared>) {
+    let between = shared.settings.lease / 3;
+    let mut pulse = None;
+    let all = async {
+        loop {
+            sleep(between.mul_f64(rand::random_range(0.8..1.0))).await;
+            let attempts = shared.attempts().clone();
+            if attempts.is_empty() {
+                continue;
+            }
+            let held: Vec<_> = attempts.keys().cloned().collect();
+            match timeout(between, beat(&shared, &mut pulse, &held)).await {
+                Ok(Ok(beats)) => heed(&attempts, &beats),
+                Ok(Err(error)) => {
+                    warn("cannot say that this worker is alive", &error);
+                    pulse = None;
+                }
+                Err(_late) => pulse = None,
+            }
+        }
+    };
+    shared.stop.run_until_cancelled(all).await;
+}
+
+async fn beat(
+    shared: &Shared,
+    pulse: &mut Option<Pulse>,
+    held: &[Held],
+) -> Result<Vec<Beat>, StoreError> {
+    if pulse.is_none() {
+        *pulse = Some(shared.store.pulse().await?);
+    }
+    match pulse {
+        Some(pulse) => pulse.beat(&shared.worker, held).await,
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Ends what was taken away, and what somebody wants to end. What has ended by itself meanwhile is
+/// missing too, and there is nothing left of it to end.
+fn heed(attempts: &BTreeMap<Held, Attempt>, beats: &[Beat]) {
+    for (held, attempt) in attempts {
+        match beats.iter().find(|beat| beat.held == *held) {
+            None => attempt.end(Why::Lost),
+            Some(beat) if beat.cancel_asked => attempt.end(Why::Cancelled),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Takes away what others have lost, and hands over what waits in the journal.
+///
+/// When the database was away, those who could not be heard of get the time of a lease to be heard of, or
+/// to hand over what has ended meanwhile.
+pub(super) async fn rescues(shared: Arc<Shared>) {
+    let mut reached_since = None;
+    let all = async {
+        loop {
+            sleep(about(RESCUE)).await;
+            if let Err(error) = attempt::hand_over_what_waits(&shared).await {
+                warn("cannot read the journal", &error);
+            }
+            let reached = reached_since.get_or_insert_with(Instant::now);
+            let rescued = if reached.elapsed() < shared.settings.lease {
+                shared.store.ping().await.map(|()| Vec::new())
+            } else {
+                shared.store.rescue().await
+            };
+            match rescued {
+                Ok(rescued) => {
+                    for job in &rescued {
+                        let (id, state) = (&job.id, job.state.name());
+                        tracing::warn!(
+                            "the job `{id}` was taken from a worker that is gone: {state}"
+                        );
+                    }
+                    if !rescued.is_empty() {
+                        shared.work.notify_one();
+                    }
+                }
+                Err(error) => {
+                    warn("cannot look for jobs that others have lost", &error);
+                    reached_since = None;
+                }
+            }
+        }
+    };
+    shared.stop.run_until_cancelled(all).await;
+}
+
+/// Hears what other servers tell. What is missed is found out without it, only later.
+pub(super) async fn notices(shared: Arc<Shared>) {
+    let all = async {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match shared.store.listen().await {
+                Ok(mut listener) => {
+                    pause = Duration::from_millis(100);
+                    // What came while nobody listened.
+                    shared.work.notify_one();
+                    while let Ok(notice) = listener.next().await {
+                        match notice {
+                            Notice::Queued => shared.work.notify_one(),
+                            Notice::Cancel(id) => shared.end_by_id(&id),
+                        }
+                    }
+                }
+                Err(error) => warn("cannot listen to other servers", &error),
+            }
+            sleep(about(pause)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    };
+    shared.stop.run_until_cancelled(all).await;
+}

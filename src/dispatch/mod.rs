@@ -1,0 +1,364 @@
+//! Takes jobs from the queue and has the supervisor of this host run them, until each has a result.
+//!
+//! ```text
+//!             hint, notice, or poll                      ┌─ finish ──> recorded
+//! claims ──────────────────────────> attempt ────────────┼─ release ─> waits again, or has failed
+//!   ^                                 │  ^               └─ nothing: it was taken away
+//!   └── a free slot <─────────────────┘  │ cancel
+//! heart: beats; what is not ours any more is killed ┘
+//! ```
+//!
+//! Whatever is in memory here may be lost at any moment: the queue has all of it. A result that the
+//! database cannot take yet is in the [journal], on disk.
+
+mod attempt;
+mod heart;
+mod journal;
+
+pub use journal::JournalError;
+
+use crate::store::files::Files;
+use crate::store::queue::{Cancelled, Enqueued, Held, Submission, Worker};
+use crate::store::{Store, StoreError};
+use crate::supervisor::connection::Connections;
+use journal::Journal;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How often the queue is looked at when nobody says that something has come.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How often a job that runs elsewhere is looked at by whoever waits for its end.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Longest pause between two tries of what may succeed later.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Ends that somebody who waits may have missed before he looks again.
+const ENDS: usize = 1024;
+
+/// How jobs are dispatched.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What this process is called in the queue: unlike any other that ever was.
+    pub worker: String,
+    /// How long a job is ours without a word of us.
+    pub lease: Duration,
+    /// Jobs at once.
+    pub slots: u16,
+    /// Before an attempt that was lost is repeated; twice as long each time.
+    pub retry_base_delay: Duration,
+    /// A directory of ours for results that wait, and for files that jobs leave.
+    pub directory: PathBuf,
+}
+
+/// What claims and runs jobs. Dropped, it leaves its jobs to others, when their leases are over.
+#[derive(Debug)]
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    files: Files,
+    supervisor: Connections,
+    settings: Settings,
+    worker: Worker,
+    journal: Journal,
+    slots: Arc<Semaphore>,
+    /// Held while slots are held only to look whether there is something for them.
+    look: tokio::sync::Mutex<()>,
+    attempts: Mutex<BTreeMap<Held, Attempt>>,
+    /// Something may have come that can be claimed.
+    work: Notify,
+    /// Names of jobs that have ended here.
+    ends: broadcast::Sender<String>,
+    /// Nothing is claimed before.
+    pause: Mutex<Instant>,
+    /// Nothing more is claimed.
+    drain: CancellationToken,
+    /// Nothing more is done.
+    stop: CancellationToken,
+}
+
+/// An attempt that runs here.
+#[derive(Debug, Clone, Default)]
+struct Attempt {
+    /// Ends its program.
+    cancel: CancellationToken,
+    why: Arc<Mutex<Option<Why>>>,
+}
+
+/// Why an attempt is ended from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// Somebody wants it to end.
+    Cancelled,
+    /// It was taken away.
+    Lost,
+    /// We end.
+    Drained,
+}
+
+impl Attempt {
+    fn end(&self, why: Why) {
+        self.why
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
+        self.cancel.cancel();
+    }
+
+    fn why(&self) -> Option<Why> {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn attempts(&self) -> MutexGuard<'_, BTreeMap<Held, Attempt>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn paused_until(&self) -> MutexGuard<'_, Instant> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims nothing for a while.
+    fn pause_for(&self, time: Duration) {
+        let mut until = self.paused_until();
+        *until = (Instant::now() + time).max(*until);
+    }
+}
+
+/// A time that differs a little from one process to the next, so that they do not all come at once.
+fn about(time: Duration) -> Duration {
+    time.mul_f64(rand::random_range(0.8..1.2))
+}
+
+impl Dispatcher {
+    /// Begins to claim jobs. Results that an earlier process could not hand over are handed over first.
+    ///
+    /// # Errors
+    /// [`JournalError`] when the directory cannot be used.
+    pub async fn start(
+        store: Store,
+        files: Files,
+        supervisor: Connections,
+        settings: Settings,
+    ) -> Result<Self, JournalError> {
+        let journal = Journal::open(&settings.directory.join("journal"))?;
+        let shared = Arc::new(Shared {
+            worker: Worker {
+                name: settings.worker.clone(),
+                lease: settings.lease,
+            },
+            slots: Arc::new(Semaphore::new(usize::from(settings.slots))),
+            look: tokio::sync::Mutex::default(),
+            attempts: Mutex::default(),
+            work: Notify::new(),
+            ends: broadcast::Sender::new(ENDS),
+            pause: Mutex::new(Instant::now()),
+            drain: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            store,
+            files,
+            supervisor,
+            settings,
+            journal,
+        });
+        attempt::hand_over_what_waits(&shared).await?;
+        let tasks = TaskTracker::new();
+        tasks.spawn(claims(Arc::clone(&shared), tasks.clone()));
+        tasks.spawn(heart::beats(Arc::clone(&shared)));
+        tasks.spawn(heart::rescues(Arc::clone(&shared)));
+        tasks.spawn(heart::notices(Arc::clone(&shared)));
+        Ok(Self { shared, tasks })
+    }
+
+    /// Takes a job in, to be run when its turn has come; at most `most` may wait.
+    ///
+    /// # Errors
+    /// Those of [`Store::enqueue`].
+    pub async fn submit(
+        &self,
+        job: &Submission,
+        most: Option<u32>,
+    ) -> Result<Enqueued, StoreError> {
+        let enqueued = self.shared.store.enqueue(job, most, None).await?;
+        if matches!(enqueued, Enqueued::Queued) {
+            self.shared.work.notify_one();
+            if self.shared.slots.available_permits() == 0 {
+                // Others may have time. If they do not hear of it they look by themselves.
+                drop(self.shared.store.announce().await);
+            }
+        }
+        Ok(enqueued)
+    }
+
+    /// Takes a job in for somebody who waits: with a free slot it begins at once.
+    ///
+    /// # Errors
+    /// Those of [`Store::enqueue`].
+    pub async fn submit_at_once(
+        &self,
+        job: &Submission,
+        most: Option<u32>,
+    ) -> Result<Enqueued, StoreError> {
+        let shared = &self.shared;
+        let paused = *shared.paused_until() > Instant::now() || shared.drain.is_cancelled();
+        let slot = if paused { None } else { shared.slot().await };
+        let Some(slot) = slot else {
+            return self.submit(job, most).await;
+        };
+        let enqueued = shared
+            .store
+            .enqueue(job, most, Some(&shared.worker))
+            .await?;
+        if let Enqueued::Claimed(claim) = &enqueued {
+            let claim = (**claim).clone();
+            self.tasks
+                .spawn(attempt::run(Arc::clone(shared), claim, Some(slot)));
+        }
+        Ok(enqueued)
+    }
+
+    /// Waits until a job has ended, wherever it runs, at most so long; gives whether it has.
+    ///
+    /// # Errors
+    /// Those of [`Store::standing`].
+    pub async fn wait(&self, id: &str, patience: Duration) -> Result<bool, StoreError> {
+        // Before the first look, so that an end between that and the wait is not missed.
+        let mut ends = self.shared.ends.subscribe();
+        let ended = async {
+            loop {
+                match self.shared.store.standing(id).await? {
+                    Some(standing) if standing.ended_at.is_none() => {}
+                    _ => return Ok(()),
+                }
+                let heard = async { while ends.recv().await.is_ok_and(|ended| ended != id) {} };
+                tokio::select! {
+                    () = heard => {}
+                    () = sleep(about(LOOK)) => {}
+                }
+            }
+        };
+        match timeout(patience, ended).await {
+            Ok(ended) => ended.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Ends a job, on whichever host it runs, and waits until nothing of it runs any more.
+    ///
+    /// # Errors
+    /// Those of [`Store::cancel`].
+    pub async fn cancel(&self, id: &str, patience: Duration) -> Result<Cancelled, StoreError> {
+        let cancelled = self.shared.store.cancel(id).await?;
+        if cancelled == Cancelled::Asked {
+            self.shared.end_by_id(id);
+            self.wait(id, patience).await?;
+        }
+        Ok(cancelled)
+    }
+
+    /// Claims nothing more, and waits for what runs, at most so long; what runs then still is given back
+    /// to the queue. What the database does not take meanwhile is left to the journal, and to others.
+    pub async fn drain(self, patience: Duration) {
+        let Self { shared, tasks } = self;
+        shared.drain.cancel();
+        if timeout(patience, shared.nothing_runs()).await.is_err() {
+            let attempts = shared.attempts().clone();
+            for attempt in attempts.values() {
+                attempt.end(Why::Drained);
+            }
+            drop(timeout(shared.settings.lease, shared.nothing_runs()).await);
+        }
+        // The heart beats until now.
+        shared.stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+impl Shared {
+    /// A slot for whoever waits, if one is free: one that is only held to look is waited for.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        let _look = self.look.lock().await;
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    /// Waits until a slot is free, and the supervisor takes jobs as far as is known.
+    async fn has_a_free_slot(&self) {
+        let until = *self.paused_until();
+        sleep_until(until).await;
+        drop(self.slots.acquire().await);
+    }
+
+    async fn nothing_runs(&self) {
+        while !self.attempts().is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn end_by_id(&self, id: &str) {
+        let attempts = self.attempts();
+        for (_, attempt) in attempts.iter().filter(|(held, _)| held.id == id) {
+            attempt.end(Why::Cancelled);
+        }
+    }
+}
+
+/// Claims as many jobs as there are free slots, until nothing more is to be claimed.
+async fn claims(shared: Arc<Shared>, tasks: TaskTracker) {
+    loop {
+        let ready = shared.drain.run_until_cancelled(shared.has_a_free_slot());
+        if ready.await.is_none() {
+            return;
+        }
+        // Before the look: a job that comes between that and the wait is not missed.
+        let hint = shared.work.notified();
+        // Never given up in the middle: what it takes would be nobody's until its lease is over.
+        if look(&shared, &tasks).await {
+            continue;
+        }
+        tokio::select! {
+            () = hint => {}
+            () = sleep(about(POLL)) => {}
+            () = shared.drain.cancelled() => return,
+        }
+    }
+}
+
+/// Claims once; gives whether there was anything.
+async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
+    let _look = shared.look.lock().await;
+    let free = shared.slots.available_permits();
+    let most = u16::try_from(free).unwrap_or(u16::MAX);
+    let slots = Arc::clone(&shared.slots).try_acquire_many_owned(most.into());
+    let (1.., Ok(mut slots)) = (most, slots) else {
+        // Somebody was faster.
+        return true;
+    };
+    let claims = shared.store.claim(&shared.worker, most).await;
+    let claims = claims.unwrap_or_else(|error| {
+        heart::warn("cannot claim a job", &error);
+        Vec::new()
+    });
+    let some = !claims.is_empty();
+    for claim in claims {
+        let slot = slots.split(1);
+        tasks.spawn(attempt::run(Arc::clone(shared), claim, slot));
+    }
+    some
+}

@@ -1,0 +1,183 @@
+//! Jobs and their history in PostgreSQL: a schema `tako` of our own, whatever else the database holds.
+//!
+//! [`queue`] has what changes a job, [`history`] what looks at it. All times are those of the database,
+//! since servers on several hosts share it. What must be true at the same time is written by one
+//! statement.
+
+pub mod files;
+pub mod history;
+pub mod listen;
+pub mod queue;
+
+use sqlx::PgPool;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The schema that everything of ours lies in.
+const SCHEMA: &str = "tako";
+
+/// How long a statement may take: those of a job take milliseconds.
+const STATEMENT: Duration = Duration::from_secs(10);
+
+/// How long a statement waits for a row that somebody else has locked: nobody of ours keeps one for
+/// longer than a statement takes.
+const LOCK: Duration = Duration::from_secs(5);
+
+/// How long a transaction may be idle: a server that hangs shall not keep rows locked.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(15);
+
+/// How long to wait for a connection: to make one, or for one of the pool to be free.
+const CONNECT: Duration = Duration::from_secs(5);
+
+static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
+
+/// Why the database did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages document the variants")]
+pub enum StoreError {
+    #[error("the database URL is not of the form `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`")]
+    Url { source: sqlx::Error },
+    #[error("cannot connect to the database")]
+    Connect { source: sqlx::Error },
+    #[error("cannot bring the schema `{SCHEMA}` up to date")]
+    Migrate { source: MigrateError },
+    #[error("cannot {doing}")]
+    Query {
+        doing: &'static str,
+        source: sqlx::Error,
+    },
+    #[error("the database holds a job that this version does not understand: {what}")]
+    Unknown { what: String },
+}
+
+impl StoreError {
+    fn query(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |source| Self::Query { doing, source }
+    }
+
+    /// Whether the same may succeed later: the database is away, starts, ends, is full, or had to choose
+    /// between two that waited for each other. Anything else is a defect of ours or of the schema.
+    pub fn is_transient(&self) -> bool {
+        let (Self::Connect { source } | Self::Query { source, .. }) = self else {
+            return false;
+        };
+        match source {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            // Classes of PostgreSQL's error codes, appendix A: connection exception, transaction
+            // rollback, insufficient resources, object not in prerequisite state (a lock that was not
+            // to be had), operator intervention (shutdown, start-up, time limit), system error
+            // (input and output); and 25006, a database that is read-only for now.
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+                let class = code.get(..2).unwrap_or_default();
+                ["08", "40", "53", "55", "57", "58"].contains(&class) || code == "25006"
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// Where jobs are kept. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// How to reach a database.
+#[derive(Debug, Clone)]
+pub struct Database(PgConnectOptions);
+
+impl Database {
+    /// A URL as PostgreSQL has it. SQLAlchemy's way to name a driver (`postgresql+psycopg://`), which
+    /// Tako VM takes, is understood.
+    ///
+    /// # Errors
+    /// [`StoreError::Url`].
+    pub fn from_url(url: &str) -> Result<Self, StoreError> {
+        let plain = match url.split_once("://") {
+            Some((scheme, rest)) if scheme.starts_with("postgresql+") => {
+                format!("postgresql://{rest}")
+            }
+            _ => url.to_owned(),
+        };
+        PgConnectOptions::from_str(&plain)
+            .map(Self)
+            .map_err(|source| StoreError::Url { source })
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        let milliseconds = |time: Duration| time.as_millis().to_string();
+        self.0.clone().application_name("tako-vm").options([
+            ("search_path", SCHEMA.to_owned()),
+            ("statement_timeout", milliseconds(STATEMENT)),
+            ("lock_timeout", milliseconds(LOCK)),
+            (
+                "idle_in_transaction_session_timeout",
+                milliseconds(IDLE_IN_TRANSACTION),
+            ),
+            // A result that was told is on disk, whatever the server's default is.
+            ("synchronous_commit", "on".to_owned()),
+        ])
+    }
+}
+
+impl Store {
+    /// Connects, and brings the schema up to date. Of several that do so at once, one does the work.
+    ///
+    /// # Errors
+    /// [`StoreError::Connect`] or [`StoreError::Migrate`].
+    pub async fn open(database: &Database, connections: u32) -> Result<Self, StoreError> {
+        let options = database.options();
+        migrate(&options).await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(CONNECT)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    /// Closes all connections, and waits for those that are in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(StoreError::query("reach the database"))
+    }
+}
+
+/// The schema first, so that the list of what was applied lies in it as well.
+async fn migrate(database: &PgConnectOptions) -> Result<(), StoreError> {
+    // An index of a large table takes its time, and another server may be at it.
+    let patient = [("statement_timeout", "0"), ("lock_timeout", "60s")];
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(CONNECT)
+        .connect_with(database.clone().options(patient))
+        .await
+        .map_err(|source| StoreError::Connect { source })?;
+    // Two at once may both find it missing: then one of them fails, and finds it the next time.
+    let make = || sqlx::query("CREATE SCHEMA IF NOT EXISTS tako").execute(&pool);
+    if make().await.is_err() {
+        make().await.map_err(|source| StoreError::Migrate {
+            source: source.into(),
+        })?;
+    }
+    let migrated = MIGRATIONS.run(&pool).await;
+    pool.close().await;
+    migrated.map_err(|source| StoreError::Migrate { source })
+}

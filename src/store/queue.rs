@@ -1,0 +1,754 @@
+//! What changes a job.
+//!
+//! ```text
+//!                enqueue            claim                finish
+//! (nothing) ─────────────> queued ────────> running ───────────────> succeeded, failed, timeout,
+//!      │                   │  ^ ^             │  │                   oom, cancelled
+//!      │   with a slot     │  │ └─────────────┘  │                       ^   ^
+//!      └───────────────────┼──┼──────────────────┼─> running             │   │
+//!                  cancel  │  │ release, rescue  │   the last attempt    │   │
+//!                          │  └──────────────────┘   is lost ────────────┘   │
+//!                          └─────────────────────────────────────────────────┘
+//! ```
+//!
+//! An attempt begins with its claim, which gives it a token and a lease. Whoever writes of it shows the
+//! token and finds the job running; the lease need not hold any more, since only [`Store::rescue`] takes
+//! a job away, and gives it up or a new token with that. A lease that is over is never extended: its
+//! job may be somebody else's the next moment.
+//!
+//! So a job runs at least once, and exactly one result of it is recorded.
+
+use super::{CONNECT, Store, StoreError};
+use crate::job::{InputFile, JobRequest, Outcome, Skipped, Status, milliseconds};
+use sqlx::postgres::types::PgInterval;
+use sqlx::{Connection, PgConnection};
+use std::time::Duration;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+/// Rows that one rescue looks at: the next one looks at those that follow.
+const RESCUED_AT_ONCE: i64 = 100;
+
+/// A job on its way into the queue.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Unique, 1 to 64 letters, digits, `.`, `_` and `-`, the first of which is no `.`.
+    pub id: String,
+    /// Whose it is; the owner of all that have none is the empty text.
+    pub owner: String,
+    /// -100 to 100; higher ones come first.
+    pub priority: i16,
+    /// Name of the job type.
+    pub job_type: String,
+    /// To be found again by its sender.
+    pub idempotency: Option<Idempotency>,
+    /// What its sender calls the request.
+    pub correlation_id: Option<String>,
+    /// Where it came from.
+    pub client_address: Option<String>,
+    /// The job that this one repeats or varies.
+    pub parent: Option<Parent>,
+    /// Attempts at most, 1 to 10.
+    pub max_attempts: i16,
+    /// The executor image, `NAME` or `NAME@sha256:HEX`.
+    pub image: String,
+    /// What runs.
+    pub request: JobRequest,
+    /// SHA-256 of the program and of the input.
+    pub code_sha256: [u8; 32],
+    /// See `code_sha256`.
+    pub input_sha256: [u8; 32],
+    /// Packages that it asked for.
+    pub requirements: Vec<String>,
+    /// It can have an effect outside of its sandbox.
+    pub network: bool,
+    /// Such an effect may come twice.
+    pub repeatable: bool,
+}
+
+/// How a sender recognises what it has sent already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Chosen by the sender, 8 to 255 characters; one of the owner's.
+    pub key: String,
+    /// SHA-256 of what was asked for: the same key may not stand for something else.
+    pub fingerprint: [u8; 32],
+}
+
+/// Where a job came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// The other job.
+    pub id: String,
+    /// What became of it.
+    pub relationship: Relationship,
+}
+
+/// How a job relates to its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relationship {
+    /// The same once more.
+    Rerun,
+    /// Another program with the same input.
+    Fork,
+}
+
+impl Relationship {
+    /// Its name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rerun => "rerun",
+            Self::Fork => "fork",
+        }
+    }
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It waits.
+    Queued,
+    /// It has been claimed.
+    Running,
+    /// It has ended, and its record is there.
+    Ended(Status),
+}
+
+impl State {
+    /// Its name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Ended(Status::Succeeded) => "succeeded",
+            Self::Ended(Status::Failed) => "failed",
+            Self::Ended(Status::Timeout) => "timeout",
+            Self::Ended(Status::Oom) => "oom",
+            Self::Ended(Status::Cancelled) => "cancelled",
+        }
+    }
+
+    pub(super) fn from_name(name: &str) -> Result<Self, StoreError> {
+        Ok(match name {
+            "queued" => Self::Queued,
+            "running" => Self::Running,
+            "succeeded" => Self::Ended(Status::Succeeded),
+            "failed" => Self::Ended(Status::Failed),
+            "timeout" => Self::Ended(Status::Timeout),
+            "oom" => Self::Ended(Status::Oom),
+            "cancelled" => Self::Ended(Status::Cancelled),
+            other => {
+                let what = format!("it is `{other}`");
+                return Err(StoreError::Unknown { what });
+            }
+        })
+    }
+}
+
+/// What became of a submission.
+#[derive(Debug)]
+pub enum Enqueued {
+    /// It waits in the queue.
+    Queued,
+    /// It was claimed for the worker that was named.
+    Claimed(Box<Claim>),
+    /// It has been sent before.
+    Known {
+        /// The job that it became then.
+        id: String,
+        /// Where that stands.
+        state: State,
+    },
+    /// Its idempotency key stands for something else.
+    KeyReused,
+    /// As many jobs wait as may. Its idempotency key is free.
+    Full,
+}
+
+/// Who claims jobs, and for how long it has them without being heard of.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Unique among all processes that ever were.
+    pub name: String,
+    /// From the claim, and from every beat.
+    pub lease: Duration,
+}
+
+/// An attempt that was begun.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Which job, and which attempt of it.
+    pub held: Held,
+    /// The number of the attempt, from 1.
+    pub attempt: i16,
+    /// The executor image.
+    pub image: String,
+    /// What runs.
+    pub request: JobRequest,
+}
+
+/// What shows that an attempt is one's own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Held {
+    /// The job.
+    pub id: String,
+    /// The attempt of it.
+    pub token: Uuid,
+}
+
+/// What a beat found of an attempt that is still one's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Which.
+    pub held: Held,
+    /// Somebody wants it to end.
+    pub cancel_asked: bool,
+    /// Its lease holds. Otherwise it can be taken away any moment, and is recorded if it ends before.
+    pub holds: bool,
+}
+
+/// What a worker has to say of an attempt in the end.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    /// How it ended.
+    pub outcome: &'a Outcome,
+    /// What it ran.
+    pub image: &'a str,
+    /// What it wrote as its result, if that is JSON, or why it is none.
+    pub result: Option<Result<&'a str, &'a str>>,
+}
+
+/// Whether what was written was still one's own to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is recorded.
+    Yes,
+    /// The attempt was taken away, or has been recorded before: nothing was written.
+    Stale,
+}
+
+/// Why a worker gives an attempt back without a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release<'a> {
+    /// It was not begun: it does not count.
+    Unused,
+    /// It was lost to what lies between us and the program; when to try again at the earliest.
+    Failed {
+        /// In words.
+        reason: &'a str,
+        /// From now.
+        retry_in: Duration,
+    },
+}
+
+/// What became of a job whose attempt was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rescued {
+    /// The job.
+    pub id: String,
+    /// Queued again, or ended.
+    pub state: State,
+}
+
+/// What a cancel has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It had not begun, and has ended now.
+    Now,
+    /// It runs, and whoever runs it was told.
+    Asked,
+    /// It had ended before, so.
+    TooLate(Status),
+    /// There is no such job.
+    Unknown,
+}
+
+fn interval(time: Duration) -> PgInterval {
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds: i64::try_from(time.as_micros()).unwrap_or(i64::MAX),
+    }
+}
+
+fn in_milliseconds(time: Option<Duration>) -> Option<i64> {
+    time.map(|time| i64::try_from(milliseconds(time)).unwrap_or(i64::MAX))
+}
+
+fn from_milliseconds(time: Option<i64>) -> Option<Duration> {
+    time.map(|time| Duration::from_millis(time.unsigned_abs()))
+}
+
+/// Text that PostgreSQL takes: it knows no NUL.
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+impl Store {
+    /// Takes a job into the queue, unless `most` wait there already. With a worker it is claimed at once
+    /// by the same statement, and the queue may be as full as it likes.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]: then it is not known whether the job was taken, and to send it again with
+    /// its idempotency key finds out.
+    pub async fn enqueue(
+        &self,
+        job: &Submission,
+        most: Option<u32>,
+        worker: Option<&Worker>,
+    ) -> Result<Enqueued, StoreError> {
+        let token = worker.map(|_| Uuid::new_v4());
+        if self.insert(job, most, worker.zip(token)).await? {
+            return Ok(match token {
+                Some(token) => Enqueued::Claimed(Box::new(Claim {
+                    held: Held {
+                        id: job.id.clone(),
+                        token,
+                    },
+                    attempt: 1,
+                    image: job.image.clone(),
+                    request: job.request.clone(),
+                })),
+                None => Enqueued::Queued,
+            });
+        }
+        match &job.idempotency {
+            Some(idempotency) => self.known(&job.owner, idempotency).await,
+            None => Ok(Enqueued::Full),
+        }
+    }
+
+    async fn insert(
+        &self,
+        job: &Submission,
+        most: Option<u32>,
+        worker: Option<(&Worker, Uuid)>,
+    ) -> Result<bool, StoreError> {
+        let request = &job.request;
+        let (names, bytes): (Vec<_>, Vec<_>) = request
+            .files
+            .iter()
+            .map(|file| (file.name.clone(), file.bytes.clone()))
+            .unzip();
+        let environment = serde_json::to_value(&request.environment).unwrap_or_default();
+        let idempotency = job.idempotency.as_ref();
+        let taken = sqlx::query_file_scalar!(
+            "src/store/queries/enqueue.sql",
+            most.map(i64::from),
+            worker.map(|(_, token)| token),
+            job.id,
+            job.priority,
+            job.owner,
+            job.job_type,
+            idempotency.map(|idempotency| &idempotency.key),
+            idempotency.map(|idempotency| &idempotency.fingerprint[..]),
+            job.correlation_id,
+            job.client_address,
+            job.parent.as_ref().map(|parent| &parent.id),
+            job.parent.as_ref().map(|parent| parent.relationship.name()),
+            job.max_attempts,
+            worker.map(|(worker, _)| &worker.name),
+            worker.map(|(worker, _)| interval(worker.lease)),
+            request.code,
+            request.input.as_deref().unwrap_or("{}"),
+            &job.code_sha256[..],
+            &job.input_sha256[..],
+            &job.requirements,
+            job.image,
+            environment,
+            request.memory_bytes.map(u64::cast_signed),
+            request.millicpus.map(u32::cast_signed),
+            in_milliseconds(request.timeout),
+            in_milliseconds(request.startup_timeout),
+            job.network,
+            job.repeatable,
+            &names,
+            &bytes,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::query("take a job into the queue"))?;
+        Ok(taken.is_some())
+    }
+
+    /// What stands in the way of a submission: its key, or that there was no room.
+    async fn known(&self, owner: &str, idempotency: &Idempotency) -> Result<Enqueued, StoreError> {
+        let job = sqlx::query!(
+            r#"
+            SELECT id, state, fingerprint AS "fingerprint!"
+            FROM jobs WHERE owner = $1 AND idempotency_key = $2
+            "#,
+            owner,
+            idempotency.key,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::query("look for a job by its idempotency key"))?;
+        Ok(match job {
+            None => Enqueued::Full,
+            Some(job) if job.fingerprint != idempotency.fingerprint => Enqueued::KeyReused,
+            Some(job) => Enqueued::Known {
+                state: State::from_name(&job.state)?,
+                id: job.id,
+            },
+        })
+    }
+
+    /// Begins an attempt of at most so many jobs: those of the highest priority, owners in turn, and of
+    /// an owner in the order in which they came.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]: then some may have been claimed, and are rescued when their lease is over.
+    pub async fn claim(&self, worker: &Worker, most: u16) -> Result<Vec<Claim>, StoreError> {
+        let claimed = sqlx::query_file!(
+            "src/store/queries/claim.sql",
+            i64::from(most),
+            worker.name,
+            interval(worker.lease),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("claim a job"))?;
+        let claims = claimed.into_iter().map(|row| {
+            let names = row.names.unwrap_or_default();
+            let files = names.into_iter().zip(row.bytes.unwrap_or_default());
+            Ok(Claim {
+                held: Held {
+                    id: row.id,
+                    token: row.token,
+                },
+                attempt: row.attempts,
+                image: row.image,
+                request: JobRequest {
+                    code: row.code,
+                    input: Some(row.input),
+                    files: files
+                        .map(|(name, bytes)| InputFile { name, bytes })
+                        .collect(),
+                    environment: environment(row.environment)?,
+                    memory_bytes: row.memory_bytes.map(i64::cast_unsigned),
+                    millicpus: row.millicpus.map(i32::cast_unsigned),
+                    timeout: from_milliseconds(row.timeout_ms),
+                    startup_timeout: from_milliseconds(row.startup_timeout_ms),
+                },
+            })
+        });
+        claims.collect()
+    }
+
+    /// A connection that says that a worker is alive, and that nothing else can keep waiting.
+    ///
+    /// # Errors
+    /// [`StoreError::Connect`].
+    pub async fn pulse(&self) -> Result<Pulse, StoreError> {
+        let options = self.pool.connect_options();
+        let connected = timeout(CONNECT, PgConnection::connect_with(&options)).await;
+        let connection = connected.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        connection
+            .map(Pulse)
+            .map_err(|source| StoreError::Connect { source })
+    }
+
+    /// Records how a job ended, with its result and the rows of its files, if the attempt is still the
+    /// worker's.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]: then it is not known whether it was recorded, and to say it again does no
+    /// harm.
+    pub async fn finish(&self, held: &Held, ended: Ended<'_>) -> Result<Written, StoreError> {
+        let row = Row::of(ended);
+        let outcome = ended.outcome;
+        let (names, sizes, digests) = files(outcome);
+        let written = sqlx::query_file_scalar!(
+            "src/store/queries/finish.sql",
+            held.id,
+            held.token,
+            row.state,
+            outcome.id,
+            outcome.runtime.as_ref(),
+            ended.image,
+            outcome.timing.start.name(),
+            outcome.termination.exit_code().map(i16::from),
+            outcome.stdout.bytes,
+            outcome.stdout.total.cast_signed(),
+            outcome.stderr.bytes,
+            outcome.stderr.total.cast_signed(),
+            row.result,
+            row.result_error,
+            row.error_type,
+            row.error_message,
+            row.error_phase,
+            outcome.timing.phase_at_exit,
+            row.started_at,
+            row.ended_at,
+            outcome.timing.sandbox_ms.cast_signed(),
+            outcome.timing.startup_ms.map(u64::cast_signed),
+            outcome.timing.execution_ms.map(u64::cast_signed),
+            outcome.timing.total_ms.cast_signed(),
+            outcome.usage.max_rss_mb,
+            outcome.usage.cpu_time_ms.cast_signed(),
+            outcome.usage.wall_time_ms.cast_signed(),
+            outcome.usage.oom_kills.cast_signed(),
+            outcome.artifacts_truncated,
+            row.skipped,
+            &names,
+            &sizes,
+            &digests,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::query("record how a job ended"))?;
+        Ok(match written {
+            Some(_) => Written::Yes,
+            None => Written::Stale,
+        })
+    }
+
+    /// Gives an attempt back that has no result: its job waits again, or has failed if that was the last
+    /// attempt, or if it may have had an effect that must not come twice.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]; to say it again does no harm.
+    pub async fn release(&self, held: &Held, release: Release<'_>) -> Result<Written, StoreError> {
+        let loss = match release {
+            Release::Unused => Loss {
+                ending: "returned",
+                reason: "",
+                retry_in: Duration::ZERO,
+                only_if_over: false,
+            },
+            Release::Failed { reason, retry_in } => Loss {
+                ending: "failed",
+                reason,
+                retry_in,
+                only_if_over: false,
+            },
+        };
+        let taken = self.lose(std::slice::from_ref(held), loss).await?;
+        Ok(if taken.is_empty() {
+            Written::Stale
+        } else {
+            Written::Yes
+        })
+    }
+
+    /// Records that a job cannot be run as it is: a type of error, and why.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]; to say it again does no harm.
+    pub async fn refuse(
+        &self,
+        held: &Held,
+        kind: &str,
+        message: &str,
+    ) -> Result<Written, StoreError> {
+        let written = sqlx::query_file_scalar!(
+            "src/store/queries/refuse.sql",
+            held.id,
+            held.token,
+            kind,
+            without_nul(message),
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::query("record why a job cannot be run"))?;
+        Ok(match written {
+            Some(_) => Written::Yes,
+            None => Written::Stale,
+        })
+    }
+
+    /// Takes away the attempts whose lease is over, a hundred at most: their worker is dead, or was not
+    /// heard of for as long.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn rescue(&self) -> Result<Vec<Rescued>, StoreError> {
+        let over = sqlx::query!(
+            r#"
+            SELECT id, token AS "token!" FROM jobs
+            WHERE state = 'running' AND lease_until <= clock_timestamp()
+            ORDER BY lease_until
+            LIMIT $1
+            "#,
+            RESCUED_AT_ONCE,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("look for jobs whose worker is gone"))?;
+        let over: Vec<_> = over
+            .into_iter()
+            .map(|row| Held {
+                id: row.id,
+                token: row.token,
+            })
+            .collect();
+        if over.is_empty() {
+            return Ok(Vec::new());
+        }
+        let loss = Loss {
+            ending: "lost",
+            reason: "its worker was not heard of",
+            retry_in: Duration::ZERO,
+            only_if_over: true,
+        };
+        self.lose(&over, loss).await
+    }
+
+    async fn lose(&self, held: &[Held], loss: Loss<'_>) -> Result<Vec<Rescued>, StoreError> {
+        let (ids, tokens): (Vec<_>, Vec<_>) = held
+            .iter()
+            .map(|held| (held.id.clone(), held.token))
+            .unzip();
+        let taken = sqlx::query_file!(
+            "src/store/queries/lose.sql",
+            &ids,
+            &tokens,
+            loss.only_if_over,
+            loss.ending,
+            without_nul(loss.reason),
+            interval(loss.retry_in),
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("take a job away from its worker"))?;
+        let rescued = taken.into_iter().map(|row| {
+            Ok(Rescued {
+                state: State::from_name(&row.next)?,
+                id: row.id,
+            })
+        });
+        rescued.collect()
+    }
+
+    /// Ends a job that waits, and has one that runs be ended by whoever runs it.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]; to say it again does no harm.
+    pub async fn cancel(&self, id: &str) -> Result<Cancelled, StoreError> {
+        let found = sqlx::query_file!("src/store/queries/cancel.sql", id,)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(StoreError::query("cancel a job"))?;
+        Ok(match (found.state.as_deref(), found.before.as_deref()) {
+            (Some("running"), _) => Cancelled::Asked,
+            (Some(_), _) => Cancelled::Now,
+            (None, None) => Cancelled::Unknown,
+            // It ended while we waited for its row.
+            (None, Some("queued" | "running")) => return Box::pin(self.cancel(id)).await,
+            (None, Some(state)) => match State::from_name(state)? {
+                State::Ended(status) => Cancelled::TooLate(status),
+                State::Queued | State::Running => Cancelled::Unknown,
+            },
+        })
+    }
+}
+
+/// What a worker's heart beats with.
+#[derive(Debug)]
+pub struct Pulse(PgConnection);
+
+impl Pulse {
+    /// Says that a worker is alive, and hears which of its attempts it still has. Those that are missing
+    /// were taken away, or are over.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]: nothing is known then, the attempts may go on, and another pulse is needed.
+    pub async fn beat(&mut self, worker: &Worker, held: &[Held]) -> Result<Vec<Beat>, StoreError> {
+        let (ids, tokens): (Vec<_>, Vec<_>) = held
+            .iter()
+            .map(|held| (held.id.clone(), held.token))
+            .unzip();
+        let kept = sqlx::query_file!(
+            "src/store/queries/beat.sql",
+            &ids,
+            &tokens,
+            interval(worker.lease),
+        )
+        .fetch_all(&mut self.0)
+        .await
+        .map_err(StoreError::query("say that this worker is alive"))?;
+        let beats = kept.into_iter().map(|row| Beat {
+            held: Held {
+                id: row.id,
+                token: row.token,
+            },
+            cancel_asked: row.cancel_asked,
+            holds: row.holds,
+        });
+        Ok(beats.collect())
+    }
+}
+
+/// How an attempt was lost.
+#[derive(Debug, Clone, Copy)]
+struct Loss<'a> {
+    ending: &'static str,
+    reason: &'a str,
+    retry_in: Duration,
+    /// Not if its worker was heard of meanwhile.
+    only_if_over: bool,
+}
+
+fn environment(value: serde_json::Value) -> Result<Vec<(String, String)>, StoreError> {
+    serde_json::from_value(value).map_err(|error| StoreError::Unknown {
+        what: format!("its environment: {error}"),
+    })
+}
+
+/// What of an ending is not taken over as it is.
+struct Row {
+    state: &'static str,
+    result: Option<String>,
+    result_error: Option<String>,
+    error_type: Option<&'static str>,
+    error_message: Option<String>,
+    error_phase: Option<&'static str>,
+    /// Microseconds since 1970.
+    started_at: f64,
+    ended_at: f64,
+    skipped: serde_json::Value,
+}
+
+impl Row {
+    fn of(ended: Ended<'_>) -> Self {
+        let Ended {
+            outcome, result, ..
+        } = ended;
+        let error = outcome
+            .termination
+            .error(outcome.exception.as_ref(), outcome.timing.phase_at_exit);
+        let skipped = outcome.artifacts_skipped.iter();
+        let skipped = skipped.map(|Skipped { name, reason }| {
+            serde_json::json!({ "name": without_nul(name), "reason": without_nul(reason) })
+        });
+        Self {
+            state: State::Ended(outcome.termination.status()).name(),
+            result: result.and_then(Result::ok).map(str::to_owned),
+            result_error: result.and_then(Result::err).map(without_nul),
+            error_type: error.as_ref().map(|error| error.kind),
+            error_phase: error.as_ref().and_then(|error| error.phase),
+            error_message: error.map(|error| without_nul(&error.message)),
+            started_at: microseconds(outcome.started_at),
+            ended_at: microseconds(outcome.ended_at),
+            skipped: skipped.collect(),
+        }
+    }
+}
+
+/// A double holds microseconds exactly until the year 2255.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn microseconds(at: jiff::Timestamp) -> f64 {
+    at.as_microsecond() as f64
+}
+
+/// Names, sizes and digests of the files of a job.
+fn files(outcome: &Outcome) -> (Vec<String>, Vec<i64>, Vec<String>) {
+    let mut all = (Vec::new(), Vec::new(), Vec::new());
+    for file in &outcome.artifacts {
+        all.0.push(file.name.clone());
+        all.1.push(file.size_bytes.cast_signed());
+        all.2.push(file.sha256.clone());
+    }
+    all
+}

@@ -1,0 +1,169 @@
+//! What becomes of jobs when nothing goes wrong but the jobs themselves.
+
+use super::cluster;
+use super::daemon::Daemon;
+use super::server::{Server, program, status};
+use std::time::{Duration, Instant};
+use tako_vm::job::Status;
+use tako_vm::store::queue::{Cancelled, Enqueued, State};
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn jobs_of_every_kind_are_run_and_recorded_with_their_files() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let server = Server::start("w", &url, &daemon.socket()).await;
+    let writes = "print('out')\nopen('/output/result.json', 'w').write('[1]')\nopen('/output/a', 'w').write('x')";
+    let mut slow = program("slow", "import time\nprint('up')\ntime.sleep(100)");
+    slow.request.timeout = Some(Duration::from_millis(500));
+    let mut impossible = program("impossible", "pass");
+    impossible.request.memory_bytes = Some(1);
+    server.submit("good", writes).await;
+    server.submit("bad", "raise ValueError('no')").await;
+    server.submit_job(&slow).await;
+    server.submit_job(&impossible).await;
+    let mut odd = program("odd", "open('/output/result.json', 'w').write('{')");
+    odd.image = "python".to_owned();
+    server.submit_job(&odd).await;
+
+    let good = server.ended("good").await;
+    assert_eq!(status(&good), Status::Succeeded);
+    let left = good.left.unwrap();
+    assert_eq!(
+        (left.stdout.text().as_str(), left.output.as_deref()),
+        ("out\n", Some("[1]"))
+    );
+    let named = |name: &str| {
+        left.artifacts
+            .iter()
+            .find(|file| file.name == name)
+            .unwrap()
+    };
+    let bytes = server
+        .files
+        .read(&hex::encode(&named("a").sha256))
+        .await
+        .unwrap();
+    assert_eq!(bytes, b"x");
+    assert!(left.run.unwrap().usage.cpu_time_ms > 0);
+
+    let bad = server.ended("bad").await;
+    assert_eq!(status(&bad), Status::Failed);
+    assert_eq!(bad.left.unwrap().failure.unwrap().kind, "value_error");
+    let slow = server.ended("slow").await;
+    assert_eq!((status(&slow), slow.attempts), (Status::Timeout, 1));
+    assert_eq!(slow.left.unwrap().stdout.text(), "up\n");
+    let impossible = server
+        .ended("impossible")
+        .await
+        .left
+        .unwrap()
+        .failure
+        .unwrap();
+    assert_eq!(impossible.kind, "config_error");
+    assert!(impossible.message.contains("memory"), "{impossible:?}");
+    let odd = server.ended("odd").await.left.unwrap();
+    assert!(odd.output.is_none() && odd.output_error.unwrap().contains("not JSON"));
+    server.dispatcher.drain(Duration::from_secs(5)).await;
+    daemon.assert_empty_within(Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn who_waits_has_a_job_begin_at_once_where_a_slot_is_free_and_else_in_turn() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let server = Server::start("w", &url, &daemon.socket()).await;
+    for id in ["a", "b", "c"] {
+        let job = program(id, "import time\ntime.sleep(1)");
+        let enqueued = server.dispatcher.submit_at_once(&job, None).await.unwrap();
+        match enqueued {
+            Enqueued::Claimed(_) => assert_ne!(id, "c"),
+            Enqueued::Queued => assert_eq!(id, "c", "two slots"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for id in ["a", "b", "c"] {
+        assert_eq!(status(&server.ended(id).await), Status::Succeeded);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_cancel_ends_a_job_on_whichever_host_it_runs() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let one = Server::start("one", &url, &daemon.socket()).await;
+    let forever = program("a", "import time\nprint('up')\ntime.sleep(100)");
+    let claimed = one.dispatcher.submit_at_once(&forever, None).await.unwrap();
+    assert!(matches!(claimed, Enqueued::Claimed(_)), "{claimed:?}");
+    daemon.sandbox();
+    let other = Server::start("other", &url, &daemon.socket()).await;
+    let begun = Instant::now();
+    let cancelled = other.dispatcher.cancel("a", Duration::from_secs(20)).await;
+    assert_eq!(cancelled.unwrap(), Cancelled::Asked);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(status(&other.ended("a").await), Status::Cancelled);
+    daemon.assert_without_sandboxes_within(Duration::from_secs(5));
+    let again = other
+        .dispatcher
+        .cancel("a", Duration::from_secs(1))
+        .await
+        .unwrap();
+    assert_eq!(again, Cancelled::TooLate(Status::Cancelled));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn two_servers_share_the_work() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let one = Server::start("one", &url, &daemon.socket()).await;
+    let _other = Server::start("other", &url, &daemon.socket()).await;
+    for number in 0..12 {
+        one.submit(&format!("job-{number}"), "import time\ntime.sleep(0.3)")
+            .await;
+    }
+    for number in 0..12 {
+        let entry = one.ended(&format!("job-{number}")).await;
+        assert_eq!((status(&entry), entry.attempts), (Status::Succeeded, 1));
+    }
+    let workers: Vec<(String, i64)> =
+        sqlx::query_as("SELECT worker, count(*) FROM attempts GROUP BY worker ORDER BY worker")
+            .fetch_all(&mut cluster::connect(&url).await)
+            .await
+            .unwrap();
+    let names: Vec<_> = workers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["one", "other"]);
+    assert_eq!(workers.iter().map(|(_, count)| count).sum::<i64>(), 12);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_drain_claims_nothing_more_finishes_what_is_short_and_gives_back_what_is_long() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let server = Server::start("w", &url, &daemon.socket()).await;
+    server.submit("short", "import time\ntime.sleep(1)").await;
+    server.submit("long", "import time\ntime.sleep(100)").await;
+    server.until("short", State::Running).await;
+    server.until("long", State::Running).await;
+    server.submit("late", "pass").await;
+    let (store, begun) = (server.store.clone(), Instant::now());
+    server.dispatcher.drain(Duration::from_secs(3)).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    let attempts = async |id: &str| {
+        let standing = store.standing(id).await.unwrap().unwrap();
+        (standing.state, standing.attempts)
+    };
+    assert_eq!(
+        attempts("short").await,
+        (State::Ended(Status::Succeeded), 1)
+    );
+    assert_eq!(attempts("long").await, (State::Queued, 0));
+    assert_eq!(attempts("late").await, (State::Queued, 0));
+    daemon.assert_empty_within(Duration::from_secs(5));
+}
