@@ -1,6 +1,6 @@
 //! One attempt of one job: the supervisor runs it, and how that ended is recorded.
 
-use super::journal::Entry;
+use super::journal::{COLLECTED, Entry};
 use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
@@ -30,26 +30,61 @@ enum Ending {
     Lost(String),
 }
 
-/// Runs an attempt until nothing is left to be said of it.
-pub(super) async fn run(shared: Arc<Shared>, claim: Claim, slot: Option<OwnedSemaphorePermit>) {
-    let held = claim.held.clone();
-    let attempt = Attempt::default();
-    shared.attempts().insert(held.clone(), attempt.clone());
-    let number = claim.attempt;
-    let ending = execute(&shared, claim, &attempt).await;
-    // What was taken away is another's to tell of.
-    if attempt.why() != Some(Why::Lost) {
-        record(&shared, &held, number, &attempt, ending).await;
+/// Runs an attempt until nothing is left to be said of it. It is heard of from the call on.
+pub(super) fn run(
+    shared: Arc<Shared>,
+    claim: Claim,
+    slot: Option<OwnedSemaphorePermit>,
+) -> impl Future<Output = ()> {
+    let running = Running::begin(shared, claim.held.clone());
+    async move {
+        let number = claim.attempt;
+        let Running {
+            shared,
+            held,
+            attempt,
+        } = &running;
+        let ending = execute(shared, claim, attempt).await;
+        // What was taken away is another's to tell of.
+        if attempt.why() != Some(Why::Lost) {
+            record(shared, held, number, attempt, ending).await;
+        }
+        drop(running);
+        drop(slot);
     }
-    shared.attempts().remove(&held);
-    drop(slot);
-    // Nobody has to wait for it.
-    drop(shared.ends.send(held.id));
+}
+
+/// An attempt that is heard of, as long as this is there: also one whose task fails is not for ever.
+struct Running {
+    shared: Arc<Shared>,
+    held: Held,
+    attempt: Attempt,
+}
+
+impl Running {
+    fn begin(shared: Arc<Shared>, held: Held) -> Self {
+        let attempt = Attempt::default();
+        shared.attempts().insert(held.clone(), attempt.clone());
+        Self {
+            shared,
+            held,
+            attempt,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shared.attempts().remove(&self.held);
+        // Nobody has to wait for it.
+        drop(self.shared.ends.send(self.held.id.clone()));
+    }
 }
 
 async fn execute(shared: &Shared, claim: Claim, attempt: &Attempt) -> Ending {
     match ask(shared, claim, attempt).await {
         Ok(entry) => Ending::Ran(Box::new(entry)),
+        Err(Failure::GivenUp) => Ending::Lost("it was ended before it had begun".to_owned()),
         Err(Failure::Connection(error)) => failed(shared, &error),
         Err(Failure::Read(error)) => no_space(shared, &error),
         Err(Failure::Files(error)) => no_space(shared, &error),
@@ -57,6 +92,8 @@ async fn execute(shared: &Shared, claim: Claim, attempt: &Attempt) -> Ending {
 }
 
 enum Failure {
+    /// It was to end before the supervisor had taken it.
+    GivenUp,
     Connection(ConnectionError),
     /// They cannot be taken over.
     Read(io::Error),
@@ -77,14 +114,19 @@ impl From<ConnectionError> for Failure {
 }
 
 async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, Failure> {
-    let connection = shared.supervisor.take().await?;
     let (run, parts) = Run::new(&claim.image, &claim.request, false);
-    let submitted = connection.submit(&run, &parts).await?;
+    let submit = async {
+        let connection = shared.supervisor.take().await?;
+        connection.submit(&run, &parts).await
+    };
+    // With its connection, a job ends.
+    let submitted = attempt.cancel.run_until_cancelled(submit).await;
+    let submitted = submitted.ok_or(Failure::GivenUp)??;
     drop(parts);
     let nobody: Option<mpsc::Sender<Output>> = None;
     let ended = submitted.attend(nobody, &attempt.cancel).await?;
     let directory = tempfile::Builder::new()
-        .prefix("job-")
+        .prefix(COLLECTED)
         .tempdir_in(&shared.settings.directory)
         .map_err(Failure::Read)?;
     let end = ended.end().clone();
@@ -109,15 +151,21 @@ fn no_space(shared: &Shared, error: &dyn Error) -> Ending {
 /// What a failure of the supervisor, or of the way to it, means for the attempt.
 fn failed(shared: &Shared, error: &ConnectionError) -> Ending {
     let ConnectionError::Refused { refusal } = error else {
-        if matches!(error, ConnectionError::Connect { .. }) {
-            shared.pause_for(about(LEFT_ALONE));
-            heart::warn("cannot reach the supervisor", error);
-            return Ending::Unused;
-        }
-        return Ending::Lost(error.to_string());
+        shared.pause_for(about(LEFT_ALONE));
+        heart::warn("cannot have the supervisor run a job", error);
+        // Before anything was asked for.
+        let unused = matches!(
+            error,
+            ConnectionError::Connect { .. } | ConnectionError::Version { .. }
+        );
+        return if unused {
+            Ending::Unused
+        } else {
+            Ending::Lost(error.to_string())
+        };
     };
     match refusal.code {
-        RefusalCode::Busy | RefusalCode::Draining => {
+        RefusalCode::Busy | RefusalCode::Draining | RefusalCode::Forbidden => {
             let pause = refusal.retry_after_ms.map(Duration::from_millis);
             shared.pause_for(about(pause.unwrap_or(LEFT_ALONE)));
             Ending::Unused
@@ -127,7 +175,10 @@ fn failed(shared: &Shared, error: &ConnectionError) -> Ending {
         }
         RefusalCode::Invalid => Ending::Refused(refusal.problems.join("; ")),
         RefusalCode::Image => Ending::Refused(refusal.message.clone()),
-        _ => Ending::Lost(refusal.message.clone()),
+        _ => {
+            shared.pause_for(about(LEFT_ALONE));
+            Ending::Lost(refusal.message.clone())
+        }
     }
 }
 
@@ -141,16 +192,23 @@ enum Word<'a> {
 
 /// Records an attempt, however long the database is away.
 async fn record(shared: &Shared, held: &Held, number: i16, attempt: &Attempt, ending: Ending) {
-    let drained = attempt.why() == Some(Why::Drained);
-    let unused = Word::GivenBack(held, Release::Unused);
+    let interrupted = Word::GivenBack(held, Release::Interrupted("its server was ended"));
+    let why = attempt.why();
     match ending {
         // It would have gone on, had we.
-        Ending::Ran(entry) if drained && entry.was_cancelled() => insist(shared, unused).await,
-        Ending::Lost(_) if drained => insist(shared, unused).await,
-        Ending::Unused => insist(shared, unused).await,
+        Ending::Ran(entry) if entry.was_cancelled() && why == Some(Why::Drained) => {
+            insist(shared, interrupted).await;
+        }
+        Ending::Lost(_) if why == Some(Why::Drained) => insist(shared, interrupted).await,
+        Ending::Unused => insist(shared, Word::GivenBack(held, Release::Unused)).await,
         Ending::Refused(why) => insist(shared, Word::Refused(held, &why)).await,
         Ending::Lost(reason) => {
             insist(shared, Word::GivenBack(held, lost(shared, number, &reason))).await;
+        }
+        // Nobody here wanted it to end.
+        Ending::Ran(entry) if entry.was_cancelled() && why.is_none() => {
+            let reason = "its supervisor was ended";
+            insist(shared, Word::GivenBack(held, lost(shared, number, reason))).await;
         }
         Ending::Ran(entry) => match entry.lost() {
             Some(reason) => {
@@ -185,6 +243,10 @@ async fn hand_over(shared: &Shared, entry: &Entry) {
 }
 
 async fn say(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
+    heart::within("record an attempt", tell(shared, word)).await
+}
+
+async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
     match word {
         Word::Refused(held, why) => shared.store.refuse(held, "config_error", why).await,
         Word::GivenBack(held, release) => shared.store.release(held, release).await,
@@ -206,7 +268,7 @@ async fn say(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
 async fn insist(shared: &Shared, word: Word<'_>) {
     let mut pause = Duration::from_millis(100);
     while let Err(error) = say(shared, word).await {
-        if !error.is_transient() {
+        if error.is_about_the_data() {
             heart::warn("the database refuses to record an attempt", &error);
             return;
         }
@@ -223,11 +285,12 @@ pub(super) async fn hand_over_what_waits(shared: &Shared) -> Result<(), JournalE
     for entry in shared.journal.read()? {
         match say(shared, Word::Result(&entry)).await {
             Ok(_) => {}
-            Err(error) if error.is_transient() => break,
-            Err(error) => {
+            Err(error) if error.is_about_the_connection() => break,
+            Err(error) if error.is_about_the_data() => {
                 heart::warn("the database refuses a result, which is put aside", &error);
                 shared.journal.put_aside(&entry);
             }
+            Err(error) => heart::warn("a result still waits in the journal", &error),
         }
     }
     Ok(())

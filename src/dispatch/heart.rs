@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How often it is looked whether others have lost a job.
-const RESCUE: Duration = Duration::from_secs(1);
+const RESCUE: Duration = Duration::from_millis(500);
 
 /// Something is wrong, and we cope.
 pub(super) fn warn(doing: &str, error: &dyn Error) {
@@ -24,13 +24,29 @@ pub(super) fn warn(doing: &str, error: &dyn Error) {
     tracing::warn!("{line}");
 }
 
+/// How long the database may take for anything: longer than it lets a statement take, and than a connection
+/// is waited for. A host that is gone says nothing.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Waits for an answer of the database, but not for ever.
+pub(super) async fn within<T>(
+    doing: &'static str,
+    answer: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let answer = timeout(ANSWER, answer).await;
+    answer.unwrap_or_else(|_| Err(StoreError::late(doing)))
+}
+
 /// Says that this worker is alive, thrice in the time of a lease, until nothing more is done.
 pub(super) async fn beats(shared: Arc<Shared>) {
     let between = shared.settings.lease / 3;
     let mut pulse = None;
     let all = async {
         loop {
-            sleep(between.mul_f64(rand::random_range(0.8..1.0))).await;
+            tokio::select! {
+                () = sleep(between.mul_f64(rand::random_range(0.8..1.0))) => {}
+                () = shared.beat.notified() => {}
+            }
             let attempts = shared.attempts().clone();
             if attempts.is_empty() {
                 continue;
@@ -88,11 +104,15 @@ pub(super) async fn rescues(shared: Arc<Shared>) {
                 warn("cannot read the journal", &error);
             }
             let reached = reached_since.get_or_insert_with(Instant::now);
-            let rescued = if reached.elapsed() < shared.settings.lease {
-                shared.store.ping().await.map(|()| Vec::new())
-            } else {
-                shared.store.rescue().await
+            let has_grace = reached.elapsed() < shared.settings.lease;
+            let rescue = async {
+                if has_grace {
+                    shared.store.ping().await.map(|()| Vec::new())
+                } else {
+                    shared.store.rescue().await
+                }
             };
+            let rescued = within("look for jobs that others have lost", rescue).await;
             match rescued {
                 Ok(rescued) => {
                     for job in &rescued {
@@ -107,7 +127,9 @@ pub(super) async fn rescues(shared: Arc<Shared>) {
                 }
                 Err(error) => {
                     warn("cannot look for jobs that others have lost", &error);
-                    reached_since = None;
+                    if error.is_about_the_connection() {
+                        reached_since = None;
+                    }
                 }
             }
         }
@@ -125,10 +147,12 @@ pub(super) async fn notices(shared: Arc<Shared>) {
                     pause = Duration::from_millis(100);
                     // What came while nobody listened.
                     shared.work.notify_one();
+                    shared.beat.notify_one();
                     while let Ok(notice) = listener.next().await {
                         match notice {
                             Notice::Queued => shared.work.notify_one(),
-                            Notice::Cancel(id) => shared.end_by_id(&id),
+                            // Whatever runs here asks whether it is meant.
+                            Notice::Cancel(_) => shared.beat.notify_one(),
                         }
                     }
                 }

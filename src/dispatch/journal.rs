@@ -18,6 +18,9 @@ const RESULT: &str = "result.json";
 /// What the files of the journal are called.
 const EXTENSION: &str = "json";
 
+/// What the directories begin with that the files of a job are collected in.
+pub(super) const COLLECTED: &str = "job-";
+
 /// What those are called that nobody can record.
 const BROKEN: &str = "broken";
 
@@ -34,6 +37,8 @@ pub enum JournalError {
     Write { path: PathBuf, source: io::Error },
     #[error("cannot read `{}`", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("another process has `{}`: end it, or name another directory", path.display())]
+    Taken { path: PathBuf },
     #[error("`{}` is no result", path.display())]
     Decode {
         path: PathBuf,
@@ -109,35 +114,35 @@ impl Entry {
 pub(super) struct Journal(PathBuf);
 
 impl Journal {
-    /// For one process at a time.
-    pub(super) fn open(directory: &Path) -> Result<Self, JournalError> {
+    /// The journal of a directory, which is for one process at a time, and the lock that says so. What a
+    /// process that was killed has left unfinished there is removed.
+    pub(super) fn open(directory: &Path) -> Result<(Self, File), JournalError> {
+        let path = directory.join("journal");
         let made = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(directory);
+            .create(&path);
         made.map_err(|source| JournalError::Make {
-            path: directory.to_owned(),
+            path: path.clone(),
             source,
         })?;
-        let journal = Self(directory.to_owned());
-        for path in journal.paths()? {
-            // Not finished by somebody who was killed.
-            if path.extension() == Some(OsStr::new(UNFINISHED)) {
-                drop(fs::remove_file(path));
+        let lock = lock(&directory.join("lock"))?;
+        let journal = Self(path);
+        let unfinished = |path: &Path| path.extension() == Some(OsStr::new(UNFINISHED));
+        for path in journal.paths()?.into_iter().filter(|path| unfinished(path)) {
+            drop(fs::remove_file(path));
+        }
+        for path in paths(directory)? {
+            let name = path.file_name().unwrap_or_default();
+            if name.as_encoded_bytes().starts_with(COLLECTED.as_bytes()) {
+                drop(fs::remove_dir_all(path));
             }
         }
-        Ok(journal)
+        Ok((journal, lock))
     }
 
     fn paths(&self) -> Result<Vec<PathBuf>, JournalError> {
-        let failed = |source| JournalError::Read {
-            path: self.0.clone(),
-            source,
-        };
-        let entries = fs::read_dir(&self.0).map_err(failed)?;
-        entries
-            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
-            .collect()
+        paths(&self.0)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
@@ -207,5 +212,35 @@ fn decode(path: &Path) -> Result<Option<Entry>, JournalError> {
             .map_err(|source| JournalError::Decode { path, source }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(JournalError::Read { path, source }),
+    }
+}
+
+fn paths(directory: &Path) -> Result<Vec<PathBuf>, JournalError> {
+    let failed = |source| JournalError::Read {
+        path: directory.to_owned(),
+        source,
+    };
+    let entries = fs::read_dir(directory).map_err(failed)?;
+    entries
+        .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
+        .collect()
+}
+
+fn lock(path: &Path) -> Result<File, JournalError> {
+    let failed = |source| JournalError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(JournalError::Taken {
+            path: path.to_owned(),
+        }),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
     }
 }

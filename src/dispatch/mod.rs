@@ -18,11 +18,12 @@ mod journal;
 pub use journal::JournalError;
 
 use crate::store::files::Files;
-use crate::store::queue::{Cancelled, Enqueued, Held, Submission, Worker};
+use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
 use crate::store::{Store, StoreError};
 use crate::supervisor::connection::Connections;
 use journal::Journal;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub struct Settings {
     pub directory: PathBuf,
 }
 
-/// What claims and runs jobs. Dropped, it leaves its jobs to others, when their leases are over.
+/// What claims and runs jobs. Dropped, it ends them, and leaves them to others when their leases are over.
 #[derive(Debug)]
 pub struct Dispatcher {
     shared: Arc<Shared>,
@@ -73,12 +74,16 @@ struct Shared {
     settings: Settings,
     worker: Worker,
     journal: Journal,
+    /// Of the directory.
+    _lock: File,
     slots: Arc<Semaphore>,
     /// Held while slots are held only to look whether there is something for them.
     look: tokio::sync::Mutex<()>,
     attempts: Mutex<BTreeMap<Held, Attempt>>,
     /// Something may have come that can be claimed.
     work: Notify,
+    /// Somebody may want something that runs here to end.
+    beat: Notify,
     /// Names of jobs that have ended here.
     ends: broadcast::Sender<String>,
     /// Nothing is claimed before.
@@ -154,7 +159,7 @@ impl Dispatcher {
         supervisor: Connections,
         settings: Settings,
     ) -> Result<Self, JournalError> {
-        let journal = Journal::open(&settings.directory.join("journal"))?;
+        let (journal, lock) = Journal::open(&settings.directory)?;
         let shared = Arc::new(Shared {
             worker: Worker {
                 name: settings.worker.clone(),
@@ -164,6 +169,7 @@ impl Dispatcher {
             look: tokio::sync::Mutex::default(),
             attempts: Mutex::default(),
             work: Notify::new(),
+            beat: Notify::new(),
             ends: broadcast::Sender::new(ENDS),
             pause: Mutex::new(Instant::now()),
             drain: CancellationToken::new(),
@@ -173,6 +179,7 @@ impl Dispatcher {
             supervisor,
             settings,
             journal,
+            _lock: lock,
         });
         attempt::hand_over_what_waits(&shared).await?;
         let tasks = TaskTracker::new();
@@ -218,16 +225,23 @@ impl Dispatcher {
         let Some(slot) = slot else {
             return self.submit(job, most).await;
         };
-        let enqueued = shared
-            .store
-            .enqueue(job, most, Some(&shared.worker))
-            .await?;
-        if let Enqueued::Claimed(claim) = &enqueued {
-            let claim = (**claim).clone();
-            self.tasks
-                .spawn(attempt::run(Arc::clone(shared), claim, Some(slot)));
-        }
-        Ok(enqueued)
+        // In a task of its own, since who waits may go away: what is claimed is run all the same.
+        let (shared, tasks, job) = (Arc::clone(shared), self.tasks.clone(), job.clone());
+        let claim = async move {
+            let enqueue = shared.store.enqueue(&job, most, Some(&shared.worker));
+            let enqueued = heart::within("take a job in", enqueue).await?;
+            if let Enqueued::Claimed(claim) = &enqueued {
+                if shared.drain.is_cancelled() {
+                    shared.store.release(&claim.held, Release::Unused).await?;
+                    return Ok(Enqueued::Queued);
+                }
+                let claim = (**claim).clone();
+                tasks.spawn(attempt::run(Arc::clone(&shared), claim, Some(slot)));
+            }
+            Ok(enqueued)
+        };
+        let claimed = self.tasks.spawn(claim).await;
+        claimed.unwrap_or_else(|_panic| Err(StoreError::late("take a job in")))
     }
 
     /// Waits until a job has ended, wherever it runs, at most so long; gives whether it has.
@@ -264,6 +278,8 @@ impl Dispatcher {
         let cancelled = self.shared.store.cancel(id).await?;
         if cancelled == Cancelled::Asked {
             self.shared.end_by_id(id);
+            // It may have been claimed in this very moment.
+            self.shared.beat.notify_one();
             self.wait(id, patience).await?;
         }
         Ok(cancelled)
@@ -272,8 +288,10 @@ impl Dispatcher {
     /// Claims nothing more, and waits for what runs, at most so long; what runs then still is given back
     /// to the queue. What the database does not take meanwhile is left to the journal, and to others.
     pub async fn drain(self, patience: Duration) {
-        let Self { shared, tasks } = self;
+        let Self { shared, tasks } = &self;
         shared.drain.cancel();
+        // What is being claimed now is the last.
+        drop(shared.look.lock().await);
         if timeout(patience, shared.nothing_runs()).await.is_err() {
             let attempts = shared.attempts().clone();
             for attempt in attempts.values() {
@@ -285,6 +303,16 @@ impl Dispatcher {
         shared.stop.cancel();
         tasks.close();
         tasks.wait().await;
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.shared.drain.cancel();
+        self.shared.stop.cancel();
+        for attempt in self.shared.attempts().values() {
+            attempt.end(Why::Lost);
+        }
     }
 }
 
@@ -300,9 +328,14 @@ impl Shared {
 
     /// Waits until a slot is free, and the supervisor takes jobs as far as is known.
     async fn has_a_free_slot(&self) {
-        let until = *self.paused_until();
-        sleep_until(until).await;
-        drop(self.slots.acquire().await);
+        loop {
+            let until = *self.paused_until();
+            sleep_until(until).await;
+            drop(self.slots.acquire().await);
+            if *self.paused_until() <= Instant::now() {
+                return;
+            }
+        }
     }
 
     async fn nothing_runs(&self) {
@@ -343,6 +376,9 @@ async fn claims(shared: Arc<Shared>, tasks: TaskTracker) {
 /// Claims once; gives whether there was anything.
 async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
     let _look = shared.look.lock().await;
+    if shared.drain.is_cancelled() {
+        return false;
+    }
     let free = shared.slots.available_permits();
     let most = u16::try_from(free).unwrap_or(u16::MAX);
     let slots = Arc::clone(&shared.slots).try_acquire_many_owned(most.into());
@@ -350,7 +386,8 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
         // Somebody was faster.
         return true;
     };
-    let claims = shared.store.claim(&shared.worker, most).await;
+    let claim = shared.store.claim(&shared.worker, most);
+    let claims = heart::within("claim a job", claim).await;
     let claims = claims.unwrap_or_else(|error| {
         heart::warn("cannot claim a job", &error);
         Vec::new()

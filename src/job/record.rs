@@ -4,10 +4,12 @@ use super::exception::error_type;
 use super::spec::{EMPTY_INPUT, InputFile, JobRequest, JobSpec};
 use super::termination::{Exception, Phase, Termination};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -421,10 +423,61 @@ fn signal_type(signal: u8) -> &'static str {
     }
 }
 
+/// JSON that is gone through value by value and not kept: `serde_json` bounds the depth of what is gone
+/// through (128), and not of raw text. A tree would take a hundred times the memory of the text.
+struct Bounded;
+
+impl<'de> Deserialize<'de> for Bounded {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Bounded {
+    type Value = Self;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Self, A::Error> {
+        while values.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut values: A) -> Result<Self, A::Error> {
+        while values.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
+}
+
 /// Checks that the bytes are JSON of bounded depth, and keeps them as they are.
 fn parse_result(bytes: &[u8]) -> Result<Box<RawValue>, String> {
-    // Into a tree only to check it: serde_json bounds the depth of a tree (128), not of raw text.
-    serde_json::from_slice::<serde_json::Value>(bytes)
+    serde_json::from_slice::<Bounded>(bytes)
         .and_then(|_| serde_json::from_slice(bytes))
         .map_err(|error| format!("/output/result.json is not JSON: {error}"))
 }

@@ -10,25 +10,35 @@ use std::time::Instant;
 /// Ends the server that still has this cluster, if there is one; the caller holds the cluster's lock.
 pub(super) fn end(data: &Path) -> Result<(), PostgresError> {
     let failed = |source| PostgresError::Leftover { source };
-    let Some(pid) = server_of(data) else {
-        return Ok(());
-    };
-    let handle = match PidFd::open(pid) {
-        Ok(handle) => handle,
-        Err(_gone) => return Ok(()),
-    };
-    // Looked at again, now that the number cannot become another process's under our hands.
-    if server_of(data) != Some(pid) {
-        return Ok(());
-    }
-    handle.interrupt().map_err(failed)?;
-    if !wait_for_end(data, pid) {
-        handle.kill().map_err(failed)?;
-        if !wait_for_end(data, pid) {
-            return Err(failed(io::ErrorKind::TimedOut.into()));
+    if let Some(pid) = server_of(data)
+        && let Ok(handle) = PidFd::open(pid)
+        // Looked at again, now that the number cannot become another process's under our hands.
+        && server_of(data) == Some(pid)
+    {
+        handle.interrupt().map_err(failed)?;
+        if !wait_until(|| server_of(data) != Some(pid)) {
+            handle.kill().map_err(failed)?;
         }
     }
-    Ok(())
+    // Also its other processes, which have its shared memory a moment longer when it was killed.
+    if wait_until(|| !anybody_works_in(data)) {
+        Ok(())
+    } else {
+        Err(failed(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Whether any process of PostgreSQL's works in the directory of the cluster, as all of a server do.
+fn anybody_works_in(data: &Path) -> bool {
+    let (Ok(data), Ok(processes)) = (fs::canonicalize(data), fs::read_dir("/proc")) else {
+        return false;
+    };
+    processes.flatten().any(|process| {
+        let name = fs::read_to_string(process.path().join("comm"));
+        let works_in = fs::read_link(process.path().join("cwd"));
+        name.is_ok_and(|name| name.starts_with("postgres"))
+            && works_in.is_ok_and(|works_in| works_in == data)
+    })
 }
 
 /// The first process of the server that has this cluster: it has written its number down, and works in
@@ -40,9 +50,9 @@ fn server_of(data: &Path) -> Option<i32> {
     (works_in == fs::canonicalize(data).ok()?).then_some(pid)
 }
 
-fn wait_for_end(data: &Path, pid: i32) -> bool {
+fn wait_until(so: impl Fn() -> bool) -> bool {
     let late = Instant::now() + END;
-    while server_of(data) == Some(pid) {
+    while !so() {
         if Instant::now() > late {
             return false;
         }

@@ -20,8 +20,8 @@ use tokio::io::AsyncWriteExt;
 /// Above all of ours.
 const PREFIX: &str = "sha256";
 
-/// Bytes without a row that are older are swept.
-const UNUSED: Duration = Duration::from_hours(24);
+/// Bytes without a row that are older are swept. Longer than a server is down whose journal has results.
+const UNUSED: Duration = Duration::from_hours(7 * 24);
 
 /// Bytes that are older are written anew when they are kept once more.
 const RENEWED: Duration = Duration::from_hours(1);

@@ -57,28 +57,36 @@ impl StoreError {
         move |source| Self::Query { doing, source }
     }
 
-    /// Whether the same may succeed later: the database is away, starts, ends, is full, or had to choose
-    /// between two that waited for each other. Anything else is a defect of ours or of the schema.
-    pub fn is_transient(&self) -> bool {
-        let (Self::Connect { source } | Self::Query { source, .. }) = self else {
-            return false;
-        };
-        match source {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed => true,
-            // Classes of PostgreSQL's error codes, appendix A: connection exception, transaction
-            // rollback, insufficient resources, object not in prerequisite state (a lock that was not
-            // to be had), operator intervention (shutdown, start-up, time limit), system error
-            // (input and output); and 25006, a database that is read-only for now.
-            sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-                let class = code.get(..2).unwrap_or_default();
-                ["08", "40", "53", "55", "57", "58"].contains(&class) || code == "25006"
-            }),
-            _ => false,
+    /// Nothing was heard for too long.
+    pub(crate) fn late(doing: &'static str) -> Self {
+        Self::query(doing)(sqlx::Error::PoolTimedOut)
+    }
+
+    fn source(&self) -> Option<&sqlx::Error> {
+        match self {
+            Self::Connect { source } | Self::Query { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// The class of PostgreSQL's error code (its manual, appendix A).
+    fn class(&self) -> Option<String> {
+        let code = self.source()?.as_database_error()?.code()?;
+        code.get(..2).map(str::to_owned)
+    }
+
+    /// Whether what was to be written is itself what the database does not take, so that it never will:
+    /// data exceptions, violated constraints, limits of the program. Anything else may be mended.
+    pub fn is_about_the_data(&self) -> bool {
+        let class = self.class();
+        class.is_some_and(|class| ["22", "23", "54"].contains(&class.as_str()))
+    }
+
+    /// Whether the database was not reached, or ends, or begins.
+    pub fn is_about_the_connection(&self) -> bool {
+        match self.class() {
+            Some(class) => ["08", "57"].contains(&class.as_str()),
+            None => self.source().is_some(),
         }
     }
 }

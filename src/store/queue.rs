@@ -232,6 +232,8 @@ pub enum Written {
 pub enum Release<'a> {
     /// It was not begun: it does not count.
     Unused,
+    /// It was ended by us, who are to end, and does not count either; why.
+    Interrupted(&'a str),
     /// It was lost to what lies between us and the program; when to try again at the earliest.
     Failed {
         /// In words.
@@ -510,19 +512,16 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
     pub async fn release(&self, held: &Held, release: Release<'_>) -> Result<Written, StoreError> {
-        let loss = match release {
-            Release::Unused => Loss {
-                ending: "returned",
-                reason: "",
-                retry_in: Duration::ZERO,
-                only_if_over: false,
-            },
-            Release::Failed { reason, retry_in } => Loss {
-                ending: "failed",
-                reason,
-                retry_in,
-                only_if_over: false,
-            },
+        let (ending, reason, retry_in) = match release {
+            Release::Unused => ("returned", "", Duration::ZERO),
+            Release::Interrupted(why) => ("returned", why, Duration::ZERO),
+            Release::Failed { reason, retry_in } => ("failed", reason, retry_in),
+        };
+        let loss = Loss {
+            ending,
+            reason,
+            retry_in,
+            only_if_over: false,
         };
         let taken = self.lose(std::slice::from_ref(held), loss).await?;
         Ok(if taken.is_empty() {

@@ -250,15 +250,15 @@ async fn no_two_workers_get_the_same_job() {
 
 #[tokio::test]
 async fn an_attempt_that_was_taken_away_writes_nothing() {
-    let (store, _url) = cluster::store().await;
-    let brief = Worker {
-        lease: Duration::from_millis(50),
-        ..worker("stalled")
-    };
+    let (store, url) = cluster::store().await;
+    let brief = worker("stalled");
     store.enqueue(&job("a"), None, None).await.unwrap();
     let stale = claim_one(&store, &brief).await.unwrap();
     assert!(store.rescue().await.unwrap().is_empty(), "its lease holds");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    sqlx::query("UPDATE jobs SET lease_until = clock_timestamp()")
+        .execute(&mut cluster::connect(&url).await)
+        .await
+        .unwrap();
     // Over is over, although nobody has taken it away.
     let mut pulse = store.pulse().await.unwrap();
     let held = std::slice::from_ref(&stale.held);
@@ -302,14 +302,15 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
     let (store, _url) = cluster::store().await;
     let mut pulse = store.pulse().await.unwrap();
     let brief = Worker {
-        lease: Duration::from_millis(1500),
+        lease: Duration::from_secs(5),
         ..worker("w")
     };
     store.enqueue(&job("a"), None, None).await.unwrap();
     let claim = claim_one(&store, &brief).await.unwrap();
     let held = std::slice::from_ref(&claim.held);
-    for _ in 0..5 {
-        tokio::time::sleep(Duration::from_millis(400)).await;
+    // Longer than the lease in all.
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let beats = pulse.beat(&brief, held).await.unwrap();
         assert!(beats[0].holds && !beats[0].cancel_asked);
         assert!(store.rescue().await.unwrap().is_empty());
@@ -371,7 +372,7 @@ async fn a_lost_attempt_is_repeated_until_there_were_enough_and_then_told() {
     store.enqueue(&job("a"), None, None).await.unwrap();
     let failed = |reason| Release::Failed {
         reason,
-        retry_in: Duration::from_millis(300),
+        retry_in: Duration::from_mins(1),
     };
     let first = claim_one(&store, &worker("w")).await.unwrap();
     store.release(&first.held, Release::Unused).await.unwrap();
@@ -382,7 +383,10 @@ async fn a_lost_attempt_is_repeated_until_there_were_enough_and_then_told() {
         claim_one(&store, &worker("w")).await.is_none(),
         "it waits a while"
     );
-    tokio::time::sleep(Duration::from_millis(350)).await;
+    sqlx::query("UPDATE jobs SET ready_at = clock_timestamp()")
+        .execute(&mut cluster::connect(&url).await)
+        .await
+        .unwrap();
     let second = claim_one(&store, &worker("w")).await.unwrap();
     assert_eq!(second.attempt, 2);
     store
@@ -418,6 +422,24 @@ async fn an_attempt_with_a_network_is_repeated_only_if_that_was_asked_for() {
         store.enqueue(&job, None, None).await.unwrap();
         let claim = claim_one(&store, &worker("w")).await.unwrap();
         store.release(&claim.held, release).await.unwrap();
+    }
+    // What was not begun has had no effect, and what we have ended ourselves may have.
+    for (id, release, expected) in [
+        ("unused", Release::Unused, State::Queued),
+        (
+            "drained",
+            Release::Interrupted("an end"),
+            State::Ended(Status::Failed),
+        ),
+    ] {
+        let mut job = job(id);
+        job.network = true;
+        job.priority = 1;
+        store.enqueue(&job, None, None).await.unwrap();
+        let claim = claim_one(&store, &worker("w")).await.unwrap();
+        store.release(&claim.held, release).await.unwrap();
+        assert_eq!(state(&store, id).await, expected, "{id}");
+        store.cancel(id).await.unwrap();
     }
     assert_eq!(state(&store, "once").await, State::Ended(Status::Failed));
     assert_eq!(state(&store, "again").await, State::Queued);

@@ -7,11 +7,14 @@ WITH lost AS (
         ON jobs.id = held_id AND jobs.token = held_token
     JOIN payloads ON payloads.job_id = jobs.id
     WHERE jobs.state = 'running' AND (NOT $3 OR jobs.lease_until <= clock_timestamp())
+    -- All lock in the same order.
+    ORDER BY jobs.id
     FOR UPDATE OF jobs
 ), decided AS (
     SELECT *, CASE
         WHEN cancel_asked_at IS NOT NULL THEN 'cancelled'
-        WHEN $4 = 'returned' THEN 'queued'
+        -- Without a reason it was not begun.
+        WHEN $4 = 'returned' AND NOT (at_most_once AND $5 <> '') THEN 'queued'
         WHEN at_most_once OR attempts >= max_attempts THEN 'failed'
         ELSE 'queued'
     END AS next
@@ -19,7 +22,7 @@ WITH lost AS (
 ), job AS (
     UPDATE jobs SET
         state = next,
-        attempts = jobs.attempts - CASE WHEN $4 = 'returned' THEN 1 ELSE 0 END,
+        attempts = jobs.attempts - CASE WHEN $4 = 'returned' AND next = 'queued' THEN 1 ELSE 0 END,
         ended_at = CASE WHEN next <> 'queued' THEN clock_timestamp() END,
         ready_at = clock_timestamp() + $6::interval,
         -- It had its turn, and is the next again.
@@ -28,7 +31,7 @@ WITH lost AS (
     RETURNING jobs.id, next
 ), attempt AS (
     INSERT INTO attempts (job_id, attempt, token, worker, claimed_at, ending, reason)
-    SELECT id, attempts, token, worker, claimed_at, $4, NULLIF($5, '') FROM decided
+    SELECT id, attempts, token, worker, claimed_at, $4, $5 FROM decided WHERE $5 <> ''
 ), record AS (
     INSERT INTO records (job_id, image, error_type, error_message)
     SELECT id, image,
