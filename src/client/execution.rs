@@ -2,8 +2,8 @@
 
 use super::{Error, Target};
 use crate::job::{
-    self, Captured, ErrorReport, JobRequest, JobSpec, Outcome, Payload, Record, ResourceUsage,
-    Skipped, Termination, Timing,
+    self, Captured, ErrorReport, JobRequest, JobSpec, Outcome, Payload, RESULT_FILE, Record,
+    ResourceUsage, Skipped, Termination, Timing,
 };
 use crate::sandbox::SpoolDirectory;
 use serde::de::DeserializeOwned;
@@ -12,9 +12,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
-
-/// The file that a program writes its result to, below `/output`.
-const RESULT: &str = "result.json";
 
 /// A program that has ended: how, what it wrote, and what it used.
 ///
@@ -296,7 +293,7 @@ impl Execution {
     }
 
     fn read_result(&self) -> Result<Option<Vec<u8>>, Error> {
-        let result = self.artifact(RESULT);
+        let result = self.artifact(RESULT_FILE);
         result
             .map(|artifact| artifact.read_as("result"))
             .transpose()

@@ -121,22 +121,17 @@ impl From<ConnectionError> for Error {
 }
 
 fn refused(refusal: Refusal) -> Error {
-    let Refusal {
-        code,
-        message,
-        problems,
-        retry_after_ms,
-    } = refusal;
-    match code {
-        RefusalCode::Invalid if problems.is_empty() => Error::Job(SpecError {
-            problems: vec![message],
+    match refusal.code {
+        RefusalCode::Invalid => Error::Job(SpecError {
+            problems: refusal.into_problems(),
         }),
-        RefusalCode::Invalid => Error::Job(SpecError { problems }),
-        RefusalCode::Image => Error::Image(message.into()),
+        RefusalCode::Image => Error::Image(refusal.message.into()),
         RefusalCode::Busy => Error::Busy {
-            retry_after: retry_after_ms.map_or(COME_BACK, Duration::from_millis),
+            retry_after: refusal
+                .retry_after_ms
+                .map_or(COME_BACK, Duration::from_millis),
         },
-        _ => Error::Refused(message.into()),
+        _ => Error::Refused(refusal.message.into()),
     }
 }
 

@@ -170,10 +170,7 @@ fn failed(shared: &Shared, error: &ConnectionError) -> Ending {
             shared.pause_for(about(pause.unwrap_or(LEFT_ALONE)));
             Ending::Unused
         }
-        RefusalCode::Invalid if refusal.problems.is_empty() => {
-            Ending::Refused(refusal.message.clone())
-        }
-        RefusalCode::Invalid => Ending::Refused(refusal.problems.join("; ")),
+        RefusalCode::Invalid => Ending::Refused(refusal.clone().into_problems().join("; ")),
         RefusalCode::Image => Ending::Refused(refusal.message.clone()),
         _ => {
             shared.pause_for(about(LEFT_ALONE));

@@ -1,7 +1,7 @@
 //! Results that the database cannot take yet, each a file. One that is there is whole, and on disk.
 
 use super::heart;
-use crate::job::{Outcome, check_result};
+use crate::job::{Outcome, RESULT_FILE, check_result};
 use crate::store::queue::Held;
 use crate::supervisor::wire::{End, Ended};
 use serde::{Deserialize, Serialize};
@@ -11,9 +11,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-
-/// The file that a program writes its result to, below `/output`.
-const RESULT: &str = "result.json";
 
 /// What the files of the journal are called.
 const EXTENSION: &str = "json";
@@ -62,7 +59,10 @@ pub(super) struct Entry {
 impl Entry {
     /// Reads the result that the program has written, if it has.
     pub(super) fn new(held: Held, end: End, outcome: &Outcome) -> io::Result<Self> {
-        let file = outcome.artifacts.iter().find(|file| file.name == RESULT);
+        let file = outcome
+            .artifacts
+            .iter()
+            .find(|file| file.name == RESULT_FILE);
         let bytes = file.map(|file| fs::read(&file.path)).transpose()?;
         Ok(Self {
             job: held.id,

@@ -9,8 +9,8 @@ mod termination;
 pub use exception::error_type;
 pub use limits::{LimitError, Limits, MIN_MEMORY_BYTES, parse_bytes};
 pub use record::{
-    Artifact, Captured, ErrorReport, Outcome, Payload, Record, ResourceUsage, Skipped, Start,
-    Status, Timing, check_result, milliseconds,
+    Artifact, Captured, ErrorReport, Outcome, Payload, RESULT_FILE, Record, ResourceUsage, Skipped,
+    Start, Status, Timing, check_result, milliseconds,
 };
 pub use spec::{InputFile, JobRequest, JobSpec, MAX_FILES, MAX_VARIABLES, Maxima, SpecError};
 pub use termination::{Ending, Evidence, Exception, Killed, Phase, Termination};

@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Longest error message of a record, in characters.
 const MAX_MESSAGE: usize = 4096;
 
+/// The file that a program writes its result to, below `/output`.
+pub const RESULT_FILE: &str = "result.json";
+
 /// Everything that one run of a job left, with the program's bytes still raw.
 #[derive(Debug, Clone)]
 pub struct Outcome {

@@ -456,6 +456,15 @@ const MAX_PROBLEMS: usize = 50;
 const MAX_PROBLEM: usize = 1000;
 
 impl Refusal {
+    /// What is wrong with a job: each problem by itself, or else the message.
+    pub fn into_problems(self) -> Vec<String> {
+        if self.problems.is_empty() {
+            vec![self.message]
+        } else {
+            self.problems
+        }
+    }
+
     /// A refusal for this reason.
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
         Self {
