@@ -38,10 +38,12 @@
 //! - [`supervisor`]: the privileged service: socket and wire protocol, the pool
 //! - [`store`]: jobs and their history in PostgreSQL
 //! - [`dispatch`]: takes jobs from the queue and has the supervisor run them
+//! - [`api`]: the HTTP API
 //! - [`postgres`]: a PostgreSQL of our own, for those who have none
 //! - [`runsc`]: typed client of the `runsc` binary, and where it comes from
 //! - [`runc`]: typed client of `runc` and `crun`, for permissive mode
 
+pub mod api;
 pub mod bundle;
 pub mod cli;
 pub mod client;

@@ -22,6 +22,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("supervisor", &["job", "sys", "image", "sandbox"]),
     ("dispatch", &["job", "store", "supervisor"]),
+    ("api", &["job", "config", "store", "dispatch"]),
     (
         "client",
         &[
@@ -48,6 +49,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "sandbox",
             "supervisor",
             "client",
+            "store",
+            "postgres",
+            "dispatch",
+            "api",
         ],
     ),
 ];

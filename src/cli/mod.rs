@@ -5,13 +5,14 @@ mod doctor;
 mod image;
 mod output;
 mod run;
+mod server;
 mod setup;
 mod supervisor;
 mod supervisor_status;
 
 use crate::client;
 use crate::config::{self, Config};
-use crate::supervisor::one_line;
+use crate::job::one_line;
 use crate::sys::privilege;
 use clap::{Parser, Subcommand};
 use std::error::Error;
@@ -53,6 +54,7 @@ enum Subcommands {
     Bench(bench::Arguments),
     Image(image::Arguments),
     Supervisor(supervisor::Arguments),
+    Server(server::Arguments),
 }
 
 /// Why a command failed: one line, and the exit status.
@@ -156,6 +158,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 Ok(0)
             }
         },
+        Subcommands::Server(arguments) => server::run(&arguments, state_dir, file),
         Subcommands::Doctor(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, Config::load(file));
             full_runtime()?.block_on(doctor::run(&arguments, &state_dir, file, &config))

@@ -46,17 +46,45 @@ pub(super) async fn serve(
 ) -> Result<(), Failure> {
     super::require_root("supervisor")?;
     let stop = stop_on_signals().map_err(|error| Failure::io("cannot watch signals", &error))?;
-    let settings = settings(&arguments.socket, config)?;
+    let ready = prepare(&arguments.socket, state_dir, config, staged)?;
+    ready.serve(stop).await
+}
+
+/// A supervisor that only has to begin. Whoever connects waits.
+pub(super) struct Ready {
+    door: Door,
+    settings: Settings,
+    host: Host,
+}
+
+/// Listens, looks for the runtime, and sweeps.
+pub(super) fn prepare(
+    socket: &Path,
+    state_dir: &Path,
+    config: &Config,
+    staged: Option<Staged>,
+) -> Result<Ready, Failure> {
+    let settings = settings(socket, config)?;
     // A connection is one, and a sandbox is some.
     process::raise_open_files()
         .map_err(|error| Failure::io("cannot raise the limit of open files", &error))?;
     // First of all: where another one listens, nothing is touched.
     let door = Door::open(&settings).map_err(|error| Failure::ours(&error))?;
-    // It looks for the runtime, and sweeps.
     let host = tokio::task::block_in_place(|| open(state_dir, config, staged))?;
-    supervisor::serve(door, settings, host, stop)
-        .await
-        .map_err(|error| Failure::ours(&error))
+    Ok(Ready {
+        door,
+        settings,
+        host,
+    })
+}
+
+impl Ready {
+    /// Serves until it is told to end.
+    pub(super) async fn serve(self, stop: Stop) -> Result<(), Failure> {
+        supervisor::serve(self.door, self.settings, self.host, stop)
+            .await
+            .map_err(|error| Failure::ours(&error))
+    }
 }
 
 fn settings(socket: &Path, config: &Config) -> Result<Settings, Failure> {

@@ -1,9 +1,10 @@
-//! Configuration of what runs with privileges: one file of root's, checked in whole.
+//! Configuration: of what runs with privileges from one file of root's, checked in whole; of the
+//! [`Server`] from the same, or from one of its user's.
 //!
-//! The keys are those of Tako VM's `tako_vm.yaml`, and `supervisor` and `pool`. An unknown key is an
-//! error, and so is one that would weaken the isolation. Keys of the API server are known here and left
-//! to it.
+//! The keys are those of Tako VM's `tako_vm.yaml`, and `supervisor`, `pool` and some of the server's. An
+//! unknown key is an error, and so is one that would weaken the isolation.
 
+mod server;
 mod service;
 
 use crate::job::{Limits, Maxima, parse_bytes};
@@ -17,6 +18,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use server::{
+    DATA_DIR_VARIABLE, DATABASE_URL_VARIABLE, DEFAULT_DATA_DIR, DatabaseUrl, FILE_VARIABLE,
+    Overrides, RUNTIME_DIRECTORY_VARIABLE, Server, handed_down, runtime_directory,
+};
 pub use service::{Pool, Profile, Supervisor};
 
 /// Where the configuration lies unless another file is named.
@@ -150,7 +155,8 @@ impl Config {
         };
         let keys: Option<Mapping> = serde_yaml_ng::from_str(text).map_err(failed)?;
         let mut keys = keys.unwrap_or_default();
-        for key in SERVER_KEYS {
+        // One file may serve both, and running a sandbox has no use for these.
+        for key in server::KEYS {
             keys.remove(key);
         }
         let file = Keys::deserialize(Value::Mapping(keys)).map_err(failed)?;
@@ -201,41 +207,6 @@ struct ContainerLimits {
     tmpfs_size: Option<String>,
     pids_limit: Option<u64>,
 }
-
-/// Keys of the API server: one file may serve both, and running a sandbox has no use for these.
-const SERVER_KEYS: [&str; 31] = [
-    "production_mode",
-    "log_level",
-    "server_host",
-    "server_port",
-    "allow_unauthenticated_network_access",
-    "api_max_payload_bytes",
-    "api_auth_enabled",
-    "api_keys",
-    "api_auth_header",
-    "api_rate_limit_enabled",
-    "api_rate_limit_requests",
-    "api_rate_limit_window_seconds",
-    "max_retry_attempts",
-    "retry_base_delay",
-    "queue_wait_timeout",
-    "data_dir",
-    "database_url",
-    "max_workers",
-    "max_queue_size",
-    "allow_runtime_requirements",
-    "dependency_proxy_url",
-    "enable_runtime_dependency_cache",
-    "sessions_enabled",
-    "session_idle_timeout_seconds",
-    "session_max_ttl_seconds",
-    "session_max_concurrent",
-    "execution_record_ttl_days",
-    "dlq_ttl_days",
-    "docker_image",
-    "enable_userns",
-    "job_types",
-];
 
 impl Keys {
     /// Strict unless permissive mode is asked for, with the runtime that it means: nothing becomes

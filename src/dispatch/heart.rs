@@ -1,6 +1,7 @@
 //! What goes on beside the jobs: beats, rescues of what others have lost, and what others tell.
 
 use super::{Attempt, MAX_PAUSE, Shared, Why, about, attempt};
+use crate::job::one_line;
 use crate::store::StoreError;
 use crate::store::listen::Notice;
 use crate::store::queue::{Beat, Held, Pulse};
@@ -15,13 +16,7 @@ const RESCUE: Duration = Duration::from_millis(500);
 
 /// Something is wrong, and we cope.
 pub(super) fn warn(doing: &str, error: &dyn Error) {
-    let mut line = format!("{doing}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    tracing::warn!("{line}");
+    tracing::warn!("{doing}: {}", one_line(error));
 }
 
 /// How long the database may take for anything: longer than it lets a statement take, and than a connection

@@ -20,7 +20,7 @@ pub use journal::JournalError;
 use crate::store::files::Files;
 use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
 use crate::store::{Store, StoreError};
-use crate::supervisor::connection::Connections;
+use crate::supervisor::connection::{self, Connections};
 use journal::Journal;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -285,10 +285,35 @@ impl Dispatcher {
         Ok(cancelled)
     }
 
+    /// Whether it comes to its end: whatever it takes in now waits for another server.
+    pub fn is_draining(&self) -> bool {
+        self.shared.drain.is_cancelled()
+    }
+
+    /// Whether the supervisor of this host takes connections.
+    pub async fn supervisor_answers(&self) -> bool {
+        let socket = self.shared.supervisor.socket().to_owned();
+        // It blocks while the supervisor is crowded.
+        let connected = tokio::task::spawn_blocking(move || connection::connect(&socket).is_ok());
+        connected.await.unwrap_or(false)
+    }
+
+    /// What keeps this server from running jobs, each in one sentence.
+    pub async fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        if self.is_draining() {
+            obstacles.push("the server is about to end".to_owned());
+        }
+        if !self.supervisor_answers().await {
+            obstacles.push("the supervisor does not answer".to_owned());
+        }
+        obstacles
+    }
+
     /// Claims nothing more, and waits for what runs, at most so long; what runs then still is given back
     /// to the queue. What the database does not take meanwhile is left to the journal, and to others.
-    pub async fn drain(self, patience: Duration) {
-        let Self { shared, tasks } = &self;
+    pub async fn drain(&self, patience: Duration) {
+        let Self { shared, tasks } = self;
         shared.drain.cancel();
         // What is being claimed now is the last.
         drop(shared.look.lock().await);

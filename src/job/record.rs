@@ -495,7 +495,7 @@ pub fn check_result(bytes: &[u8]) -> Result<&str, String> {
 }
 
 /// JSON with sorted keys and no spaces, so that equal inputs have equal hashes.
-fn canonical(input: &str) -> Vec<u8> {
+pub fn canonical(input: &str) -> Vec<u8> {
     serde_json::from_str::<serde_json::Value>(input)
         .and_then(|value| serde_json::to_vec(&value))
         .unwrap_or_else(|_| input.as_bytes().to_vec())
@@ -521,8 +521,25 @@ pub fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// ISO 8601 with microseconds and a numeric offset, as Tako VM writes it.
-fn timestamp<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+///
+/// # Errors
+/// Those of the serializer.
+pub fn timestamp<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&at.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00"))
+}
+
+/// As [`timestamp`], of what need not have been.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn timestamp_if_any<S: Serializer>(
+    at: &Option<Timestamp>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => timestamp(at, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ impl Postgres {
         let lock = lock.ok_or_else(|| PostgresError::Taken {
             directory: place.directory.clone(),
         })?;
-        leftover::end(&place.data())?;
+        leftover::end(&place)?;
         let binaries = provide(&place, &user)?;
         let (pid, handle, ended) = spawn(&place, &binaries)?;
         let postgres = Self {

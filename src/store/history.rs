@@ -158,6 +158,30 @@ impl Store {
         standing.transpose()
     }
 
+    /// The place of a job in the queue, from 1, as it is now; `None` if it does not wait.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn position(&self, id: &str) -> Result<Option<u64>, StoreError> {
+        let before = sqlx::query_scalar!(
+            r#"
+            SELECT (
+                SELECT count(*) FROM jobs other
+                WHERE other.state = 'queued' AND (
+                    other.priority > job.priority OR other.priority = job.priority
+                    AND (other.turn, other.number) < (job.turn, job.number)
+                )
+            ) AS "before!"
+            FROM jobs job WHERE id = $1 AND state = 'queued'
+            "#,
+            id,
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(StoreError::query("find the place of a job in the queue"))?;
+        Ok(before.map(|before| before.cast_unsigned() + 1))
+    }
+
     /// All that is known of a job; `None` if there is none of this name.
     ///
     /// # Errors
@@ -236,6 +260,29 @@ impl Store {
             queued: row.queued.cast_unsigned(),
             running: row.running.cast_unsigned(),
         })
+    }
+
+    /// Forgets dead letters that are older than this, at most so many; gives how many they were.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn forget_dead_letters(&self, after: Duration, most: u32) -> Result<u64, StoreError> {
+        let done = sqlx::query!(
+            r#"
+            DELETE FROM dead_letters WHERE id = ANY (ARRAY(
+                SELECT id FROM dead_letters
+                WHERE created_at < clock_timestamp() - $1::double precision * interval '1 s'
+                ORDER BY created_at
+                LIMIT $2
+            ))
+            "#,
+            after.as_secs_f64(),
+            i64::from(most),
+        )
+        .execute(&self.pool)
+        .await
+        .map_err(StoreError::query("forget old dead letters"))?;
+        Ok(done.rows_affected())
     }
 
     /// Forgets jobs that ended longer ago than this, with all that belongs to them, at most so many;

@@ -129,6 +129,8 @@ impl Database {
                 "idle_in_transaction_session_timeout",
                 milliseconds(IDLE_IN_TRANSACTION),
             ),
+            // That something is there already is no news.
+            ("client_min_messages", "warning".to_owned()),
             // A result that was told is on disk, whatever the server's default is.
             ("synchronous_commit", "on".to_owned()),
         ])

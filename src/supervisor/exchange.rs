@@ -1,7 +1,7 @@
 //! One job on a connection: its announcement, its bytes, its check; its output, its end, its files.
 
 use super::Shared;
-use super::journal::{self, one_line};
+use super::journal;
 use super::link::{COMPANY, Closing, Ears, Mouth, Patience};
 use super::pool::Done;
 use super::session::{Rights, Session};
@@ -11,6 +11,7 @@ use super::wire::{
     ToSupervisor,
 };
 use crate::image::Image;
+use crate::job::one_line;
 use crate::job::{Artifact, JobSpec, Outcome, Termination};
 use crate::sandbox::{Event, Order, SandboxError, SpoolDirectory};
 use std::pin::pin;

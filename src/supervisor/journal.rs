@@ -4,7 +4,6 @@
 //! clients waits for it. Lines that it has no place for are counted instead.
 
 use super::wire::shortened;
-use std::error::Error;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -160,18 +159,6 @@ fn write_all(mut to: impl Write, heard: &Receiver<Said>, lost: &AtomicU64) {
             Said::Until(written) => drop(written),
         }
     }
-}
-
-/// An error and its causes as one line, outermost first.
-pub(crate) fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        line = format!("{line}: {inner}");
-        cause = inner.source();
-    }
-    // The output of a failed program, for one, has several lines.
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Who may connect, and how many at once. Nothing is read from a peer before that is known.
 
-use super::journal::one_line;
 use super::session::{self, Rights};
 use super::slots::Slot;
 use super::wire::{Message, Refusal, RefusalCode, ToClient};
 use super::{Shared, slots::Slots};
+use crate::job::one_line;
 use crate::sys::endpoint::Access;
 use crate::sys::peer::Peer;
 use rustix::net::SendFlags;

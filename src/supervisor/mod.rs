@@ -31,13 +31,12 @@ pub mod staged;
 pub mod wire;
 
 use crate::image::Images;
-use crate::job::{Maxima, milliseconds};
+use crate::job::{Maxima, milliseconds, one_line};
 use crate::sandbox::{self, Sandboxes};
 use crate::sys::endpoint::{Access, Endpoint, EndpointError};
 use crate::sys::notify;
 use figures::Figures;
 use journal::Journal;
-pub(crate) use journal::one_line;
 use known::Known;
 use pool::Pool;
 use slots::Slots;

@@ -4,8 +4,9 @@
 //! In huge pages that are a few dozen faults, in each process of it. The file system is seen by the
 //! supervisor and its sandboxes alone, and ends with them.
 
-use super::journal::{self, one_line};
+use super::journal;
 use crate::image::Image;
+use crate::job::one_line;
 use crate::sys::digest;
 use crate::sys::host;
 use crate::sys::mount::{self, MountError};

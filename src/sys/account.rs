@@ -21,12 +21,19 @@ pub enum AccountError {
 /// # Errors
 /// [`AccountError::Look`].
 pub fn exists(name: &str) -> Result<bool, AccountError> {
-    User::from_name(name)
-        .map(|user| user.is_some())
-        .map_err(|source| AccountError::Look {
-            name: name.to_owned(),
-            source,
-        })
+    ids(name).map(|ids| ids.is_some())
+}
+
+/// The numbers of a user and of its own group; `None` where there is no such user.
+///
+/// # Errors
+/// [`AccountError::Look`].
+pub fn ids(name: &str) -> Result<Option<(u32, u32)>, AccountError> {
+    let user = User::from_name(name).map_err(|source| AccountError::Look {
+        name: name.to_owned(),
+        source,
+    })?;
+    Ok(user.map(|user| (user.uid.as_raw(), user.gid.as_raw())))
 }
 
 /// The number of a group, from whatever directory service; `None` where there is no such group.

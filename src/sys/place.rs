@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 
@@ -36,6 +36,8 @@ pub enum PlaceError {
     Read { path: PathBuf, source: io::Error },
     #[error("cannot remove `{}`", path.display())]
     Remove { path: PathBuf, source: io::Error },
+    #[error("`{}` is no directory of the user {uid}: `chown` it, or name another", path.display())]
+    Others { path: PathBuf, uid: u32 },
     #[error("cannot lock `{}`", path.display())]
     Lock { path: PathBuf, source: io::Error },
 }
@@ -115,7 +117,6 @@ pub(super) fn check_metadata(
 /// # Errors
 /// [`PlaceError::Create`].
 pub fn directory(path: &Path) -> Result<(), PlaceError> {
-    use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -124,6 +125,32 @@ pub fn directory(path: &Path) -> Result<(), PlaceError> {
             path: path.to_owned(),
             source,
         })
+}
+
+/// Makes a directory for a user alone (0700), where root alone decides what lies beside it. One that
+/// exists must be the user's.
+///
+/// # Errors
+/// [`PlaceError`]; nothing was changed then that was there before.
+pub fn directory_of(path: &Path, uid: u32, gid: u32) -> Result<(), PlaceError> {
+    let path = trusted_to_hold(parent(path))?.join(path.file_name().unwrap_or_default());
+    let failed = |source| PlaceError::Create {
+        path: path.clone(),
+        source,
+    };
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Ok(()) => return lchown(&path, Some(uid), Some(gid)).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let found = fs::symlink_metadata(&path).map_err(|source| PlaceError::Look {
+        path: path.clone(),
+        source,
+    })?;
+    if found.is_dir() && found.uid() == uid {
+        return Ok(());
+    }
+    Err(PlaceError::Others { path, uid })
 }
 
 /// A directory to work in, below `parent`; it vanishes with the value, whatever is in it.

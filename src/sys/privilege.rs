@@ -36,6 +36,10 @@ pub enum PrivilegeError {
     },
     #[error("privileges are still there after they were given up")]
     StillThere,
+    #[error("this is not for root")]
+    Root,
+    #[error("this process has capabilities, and shall have none")]
+    Capabilities,
     #[error("cannot read `{}`", path.display())]
     Status { path: PathBuf, source: io::Error },
     #[error("`{}` has no line `{}`", path.display(), missing.escape_debug())]
@@ -123,6 +127,26 @@ pub fn require_other_namespaces(pid: i32, kinds: &[&str]) -> Result<(), Privileg
         }
     }
     Ok(())
+}
+
+/// Checks that this process has no privileges, and sees to it that no program that it starts gets any
+/// (`PR_SET_NO_NEW_PRIVS`).
+///
+/// # Errors
+/// [`PrivilegeError::Root`], [`PrivilegeError::Capabilities`], or [`PrivilegeError::Drop`].
+pub fn require_none() -> Result<(), PrivilegeError> {
+    if Uid::effective().is_root() || Uid::current().is_root() {
+        return Err(PrivilegeError::Root);
+    }
+    let left =
+        caps::read(None, CapSet::Permitted).map_err(|source| PrivilegeError::Read { source })?;
+    if !left.is_empty() {
+        return Err(PrivilegeError::Capabilities);
+    }
+    nix::sys::prctl::set_no_new_privs().map_err(|errno| PrivilegeError::Drop {
+        what: "the way to new privileges",
+        source: errno.into(),
+    })
 }
 
 /// Gives up root for good, in every thread: afterwards this process is `user`, without groups and

@@ -251,6 +251,22 @@ pub fn spawn_service(command: &mut Command) -> io::Result<Child> {
     command.process_group(0).spawn()
 }
 
+/// Starts a program as another user, who has no privileges, in a process group of its own. Its standard
+/// input is a pipe: that it ends tells the program that we did.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn spawn_as(mut command: Command, uid: u32, gid: u32) -> io::Result<tokio::process::Child> {
+    // With a user there are no supplementary groups any more (`std::os::unix::process::CommandExt`).
+    command
+        .uid(uid)
+        .gid(gid)
+        .process_group(0)
+        .stdin(Stdio::piped());
+    close_descriptors_at_exec(&mut command);
+    tokio::process::Command::from(command).spawn()
+}
+
 /// The kernel watches the thread that starts the program.
 fn end_with_us(command: &mut Command) {
     let us = nix::unistd::getpid();

@@ -3,7 +3,7 @@
 use sqlx::Connection;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -66,6 +66,8 @@ impl Cluster {
             // Of its package, which is there.
             let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
             chown(&directory, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+            // Its socket is for servers of other users as well.
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
             command = Command::new("setpriv");
             command.args([
                 "--reuid=postgres",

@@ -1,10 +1,11 @@
 //! Whoever keeps sandboxes ready: retires, freezes and thaws, makes new ones, makes checkpoints.
 
-use super::super::journal::{self, one_line};
+use super::super::journal;
 use super::checkpoint::Checkpoints;
 use super::rack::{Profile, Waiting};
 use super::{AtWork, Shared, discard};
 use crate::image::Reference;
+use crate::job::one_line;
 use crate::sandbox::{Ready, SandboxError};
 use crate::sys::cgroup::Urgency;
 use crate::sys::{place, process};

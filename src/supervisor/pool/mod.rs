@@ -17,10 +17,11 @@ mod checkpoint;
 mod keeper;
 mod rack;
 
-use super::journal::{self, one_line};
+use super::journal;
 use super::staged::Staged;
 use super::wire::PoolStats;
 use crate::image::{Image, Images};
+use crate::job::one_line;
 use crate::job::{Limits, Outcome, Start};
 use crate::sandbox::{Finished, Order, Ready, Runtime, SandboxError, Sandboxes};
 use crate::sys::cgroup::Urgency;
