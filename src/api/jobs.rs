@@ -52,10 +52,7 @@ pub(super) async fn result(
             ),
         ));
     }
-    let view = match query.get("view").map(String::as_str) {
-        Some("full") => View::Full,
-        _ => View::Slim,
-    };
+    let view = View::of(&query);
     let entry = api.store.entry(&id).await?.ok_or_else(Refusal::no_job)?;
     Ok(Json(Record::of(entry, view)))
 }

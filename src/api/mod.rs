@@ -4,6 +4,7 @@
 //! Nothing here is the only copy of anything: who goes away in the middle of a request finds his job
 //! under its id.
 
+mod executions;
 mod fields;
 mod health;
 mod jobs;
@@ -99,6 +100,8 @@ fn router(api: Api) -> Router {
         .route("/jobs/{id}", get(jobs::status))
         .route("/jobs/{id}/result", get(jobs::result))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/executions", get(executions::page))
+        .route("/executions/{id}", get(executions::one))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .fallback(|| async { Refusal::plain(StatusCode::NOT_FOUND, "Not Found") })

@@ -6,6 +6,7 @@ use crate::store::queue::State;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 
 /// The answer of `POST /execute`.
 #[derive(Debug, Serialize)]
@@ -39,6 +40,16 @@ pub(super) struct JobStatus {
 pub(super) enum View {
     Slim,
     Full,
+}
+
+impl View {
+    /// Whatever is not the full one is the other.
+    pub(super) fn of(query: &BTreeMap<String, String>) -> Self {
+        match query.get("view").map(String::as_str) {
+            Some("full") => Self::Full,
+            _ => Self::Slim,
+        }
+    }
 }
 
 /// All that is known of a job, in the words of Tako VM.

@@ -128,7 +128,11 @@ impl State {
         }
     }
 
-    pub(super) fn from_name(name: &str) -> Result<Self, StoreError> {
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`].
+    pub fn from_name(name: &str) -> Result<Self, StoreError> {
         Ok(match name {
             "queued" => Self::Queued,
             "running" => Self::Running,

@@ -90,6 +90,19 @@ fn a_job_that_is_cancelled_has_stopped_when_that_is_answered() {
     let (status, _) = server.post(&format!("/jobs/{id}/cancel"), &json!({}));
     assert_eq!(status, 404);
 
+    let (status, page) = server.get("/executions?limit=1&status=cancelled");
+    assert_eq!(
+        (status, &page["count"], &page["has_more"]),
+        (200, &json!(1), &json!(false))
+    );
+    assert_eq!(page["items"][0]["execution_id"], id);
+    let (_, page) = server.get("/executions?status=nonsense");
+    assert_eq!(page["items"], json!([]));
+    let (status, _) = server.get("/executions?limit=0");
+    assert_eq!(status, 422);
+    let (_, one) = server.get(&format!("/executions/{id}?view=full"));
+    assert_eq!(one["attempts"], 1);
+
     let (_, health) = server.get("/health");
     assert_eq!(health["status"], "healthy", "{health}");
     assert_eq!(

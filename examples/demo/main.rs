@@ -1,6 +1,8 @@
-//! Runs real programs through the real command, each in a sandbox of its own, shows how each ended
-//! and holds it against how it must end: `make demo`.
+//! Runs real programs through the real command, each in a sandbox of its own, and then through a server,
+//! shows how each ended and holds it against how it must end: `make demo`.
 #![expect(clippy::print_stdout, reason = "a program for people at a terminal")]
+
+mod server;
 
 use clap::Parser;
 use serde_json::Value;
@@ -41,7 +43,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 fn main() -> ExitCode {
     match demonstrate(&Arguments::parse()) {
         Ok(problems) if problems.is_empty() => {
-            println!("\nEvery program ended as it must.");
+            println!("\nEvery program and every job ended as it must.");
             ExitCode::SUCCESS
         }
         Ok(problems) => {
@@ -102,6 +104,7 @@ fn demonstrate(arguments: &Arguments) -> Result<Vec<String>, String> {
             _ => {}
         }
     }
+    problems.extend(server::demonstrate(&tako_vm, &state_dir)?);
     Ok(problems)
 }
 
