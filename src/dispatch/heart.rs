@@ -136,8 +136,8 @@ pub(super) async fn notices(shared: Arc<Shared>) {
         let mut pause = Duration::from_millis(100);
         loop {
             shared.reach.back().await;
-            let listener = shared.reach.within(LISTEN, shared.store.listen()).await;
-            match listener {
+            let listen = Box::pin(shared.store.listen());
+            match shared.reach.within(LISTEN, listen).await {
                 Ok(listener) => {
                     pause = Duration::from_millis(100);
                     // What came while nobody listened.

@@ -341,12 +341,13 @@ impl Drop for Dispatcher {
 }
 
 impl Shared {
-    /// A slot for whoever waits, if one is free: one that is only held to look is waited for.
+    /// A slot for whoever waits, if one is free: one that is only held to look is waited for, but not for
+    /// long, since a look takes milliseconds where the database answers.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Some(slot);
         }
-        let _look = self.look.lock().await;
+        let _look = timeout(LOOK, self.look.lock()).await.ok()?;
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 

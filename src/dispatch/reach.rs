@@ -10,6 +10,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// From one try to reach a database that is away to the next: a second, and what [`about`] may take off.
 const BETWEEN: Duration = Duration::from_millis(1250);
 
+/// How long a try may take. The way of one may be dead when that of the next is not.
+const TRY: Duration = Duration::from_secs(3);
+
 /// How long the database may take for anything: longer than it lets a statement take, and than a connection
 /// is waited for. A host that is gone says nothing.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -29,7 +32,8 @@ pub(super) struct Reach {
 
 #[derive(Debug, Clone, Copy)]
 struct State {
-    away_since: Option<Instant>,
+    is_away: bool,
+    answered_at: Instant,
     there_since: Instant,
 }
 
@@ -37,7 +41,8 @@ impl Reach {
     pub(super) fn new(store: Store, short: Duration) -> Self {
         let now = Instant::now();
         let state = State {
-            away_since: None,
+            is_away: false,
+            answered_at: now,
             there_since: now,
         };
         Self {
@@ -53,7 +58,7 @@ impl Reach {
     }
 
     pub(super) fn is_away(&self) -> bool {
-        self.state().away_since.is_some()
+        self.state().is_away
     }
 
     /// How long everybody could have reached it, as far as is known from here.
@@ -64,17 +69,18 @@ impl Reach {
     /// Something went wrong on the way to it, or with it.
     pub(super) fn note(&self, error: &StoreError) {
         if error.is_about_the_connection() {
-            let now = Instant::now();
-            self.state().away_since.get_or_insert(now);
+            self.state().is_away = true;
         }
     }
 
-    fn came_back(&self) {
-        let mut state = self.state();
-        let away = state.away_since.take();
-        if away.is_some_and(|since| since.elapsed() >= self.short) {
-            state.there_since = Instant::now();
+    fn answered(&self) {
+        let (now, mut state) = (Instant::now(), self.state());
+        // Nobody noticed at once that it had gone.
+        if state.is_away && now - state.answered_at >= self.short {
+            state.there_since = now;
         }
+        state.answered_at = now;
+        state.is_away = false;
     }
 
     /// Waits until it is there, as far as is known.
@@ -87,8 +93,8 @@ impl Reach {
             sleep_until(*next).await;
             // Before the try: that may be given up half-way.
             *next = Instant::now() + about(BETWEEN);
-            if self.store.pulse().await.is_ok() {
-                self.came_back();
+            if matches!(timeout(TRY, self.store.pulse()).await, Ok(Ok(_))) {
+                self.answered();
             }
         }
     }
@@ -101,8 +107,9 @@ impl Reach {
     ) -> Result<T, StoreError> {
         let answer = timeout(ANSWER, answer).await;
         let answer = answer.unwrap_or_else(|_| Err(StoreError::late(doing)));
-        if let Err(error) = &answer {
-            self.note(error);
+        match &answer {
+            Ok(_) => self.answered(),
+            Err(error) => self.note(error),
         }
         answer
     }
