@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// What may lie between two readings of the clock by one statement.
-const SAME_MOMENT: i64 = 500_000;
+const SAME_MOMENT: i64 = 50_000;
 
 /// A job as the changes of the database tell it.
 #[derive(Default)]

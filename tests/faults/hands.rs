@@ -9,6 +9,12 @@ use tako_vm::store::queue::{Claim, Enqueued, Idempotency, Submission, Worker, Wr
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+/// How many of their attempts workers are late with.
+const LATE: f64 = 0.05;
+
+/// How often what is lost is looked for: now and then only, so that some of it ends nevertheless.
+const RESCUE: Duration = Duration::from_millis(300);
+
 /// A job whose sender can send it again. It may be lost often.
 pub(crate) fn keyed(id: &str) -> Submission {
     Submission {
@@ -75,7 +81,7 @@ impl Hand {
     /// Claims jobs and ends them until it is told to stop.
     pub(crate) async fn work(&self, stop: &CancellationToken) {
         while !stop.is_cancelled() {
-            let claims = self.store.claim(&self.worker, 3).await.unwrap_or_default();
+            let claims = self.store.claim(&self.worker, 2).await.unwrap_or_default();
             for claim in &claims {
                 self.log.add(Seen::Claimed {
                     job: claim.held.id.clone(),
@@ -84,12 +90,24 @@ impl Hand {
             }
             let nothing = claims.is_empty();
             for claim in claims {
+                if rand::random_bool(LATE) {
+                    self.be_late(&claim).await;
+                }
                 sleep(Duration::from_millis(rand::random_range(0..10))).await;
                 self.finish(&claim, stop).await;
             }
             if nothing {
                 sleep(Duration::from_millis(20)).await;
             }
+        }
+    }
+
+    /// Is not heard of for about the time of a lease, and knows nothing of it.
+    async fn be_late(&self, claim: &Claim) {
+        sleep(self.worker.lease.mul_f64(rand::random_range(0.9..1.5))).await;
+        if let Ok(mut pulse) = self.store.pulse().await {
+            let held = std::slice::from_ref(&claim.held);
+            drop(pulse.beat(&self.worker, held).await);
         }
     }
 
@@ -115,6 +133,6 @@ impl Hand {
 pub(crate) async fn rescue(store: &Store, stop: &CancellationToken) {
     while !stop.is_cancelled() {
         drop(store.rescue().await);
-        sleep(Duration::from_millis(100)).await;
+        sleep(RESCUE).await;
     }
 }

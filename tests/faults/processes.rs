@@ -18,6 +18,9 @@ use tokio::time::sleep;
 /// After its lease: until somebody looks for what is lost, and begins it.
 const TAKEN_OVER: Duration = Duration::from_secs(2);
 
+/// For what has no bound of its own.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A program that takes so many seconds.
 pub(crate) fn takes(id: &str, seconds: f64) -> Submission {
     let mut job = keyed(id);
@@ -93,7 +96,7 @@ async fn servers_that_are_killed_at_random_lose_nothing_and_share_the_work() {
         }
         sleep(Duration::from_millis(300)).await;
     }
-    let over = on_this_host(Duration::from_mins(1));
+    let over = on_this_host(PATIENCE);
     place.watch.all_ended_within(over).await;
     let history = place.watch.assert_holds().await;
     assert_eq!(history.ended("succeeded"), jobs);
@@ -139,7 +142,7 @@ async fn what_one_of_three_runs_that_is_killed_is_taken_over_in_time() {
             )
         })
         .collect();
-    let patience = on_this_host(Duration::from_secs(20));
+    let patience = on_this_host(PATIENCE);
     let mut killed = BTreeSet::new();
     for round in 0..2 {
         let id = format!("job-{round}");
@@ -174,7 +177,7 @@ async fn a_server_that_is_stopped_past_its_lease_records_nothing_when_it_goes_on
     let directory = tempfile::tempdir().unwrap();
     let stopped = Server::start("stopped", &place.needs, directory.path());
     place.send(&takes("a", 1.5)).await;
-    let patience = on_this_host(Duration::from_secs(20));
+    let patience = on_this_host(PATIENCE);
     let (worker, _) = place.claimed("a", 1, patience).await;
     assert_eq!(worker, "stopped");
     place.daemon.sandbox();
@@ -212,7 +215,7 @@ async fn a_supervisor_that_is_stopped_for_longer_than_a_lease_ends_its_jobs_once
             .send(&takes(id, if id == "short" { 0.5 } else { 6.0 }))
             .await;
     }
-    let patience = on_this_host(Duration::from_secs(30));
+    let patience = on_this_host(PATIENCE);
     for id in ["short", "long"] {
         place.claimed(id, 1, patience).await;
     }

@@ -166,6 +166,10 @@ async fn what_a_worker_says_after_its_lease_counts_for_nothing() {
         hands::send(&store, &watch.log, &keyed(&format!("job-{number}"))).await;
         let late = store.claim(&slow.worker, 1).await.unwrap().remove(0);
         sleep(LEASE + Duration::from_millis(100)).await;
+        // It is heard of again, and that is too late.
+        let mut pulse = store.pulse().await.unwrap();
+        let beats = pulse.beat(&slow.worker, std::slice::from_ref(&late.held));
+        assert!(!beats.await.unwrap()[0].holds);
         assert_eq!(store.rescue().await.unwrap().len(), 1);
         if first_is_late_twice {
             // Before the next attempt has begun.
@@ -195,24 +199,25 @@ async fn assert_stale(store: &Store, log: &Log, held: &Held) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_nobody_answers_do_not_use_up_the_connections() {
-    let (way, through, _direct) = way().await;
+    let (way, through, direct) = way().await;
     let store = store(&through, 3).await;
-    for _ in 0..3 {
-        store.ping().await.unwrap();
-    }
-    way.stall();
+    hands::send(&store, &Log::default(), &keyed("a")).await;
+    let mut keeps = cluster::connect(&direct).await;
+    sqlx::raw_sql("BEGIN; SELECT FROM jobs FOR UPDATE")
+        .execute(&mut keeps)
+        .await
+        .unwrap();
     let calls: JoinSet<_> = (0..3)
         .map(|_| {
             let store = store.clone();
-            // Given up while it waits for an answer.
-            async move {
-                timeout(Duration::from_millis(500), store.ping())
-                    .await
-                    .is_err()
-            }
+            // It waits for the row when the way dies, and is given up.
+            async move { timeout(Duration::from_secs(1), store.cancel("a")).await }
         })
         .collect();
-    assert!(calls.join_all().await.into_iter().all(|given_up| given_up));
+    sleep(Duration::from_millis(500)).await;
+    way.stall();
+    let calls = calls.join_all().await;
+    assert!(calls.iter().all(Result::is_err), "{calls:?}");
     way.mend();
     // Those of before are dead for ever.
     timeout(Duration::from_secs(10), store.ping())
