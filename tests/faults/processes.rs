@@ -69,49 +69,82 @@ impl Place {
     }
 }
 
+/// Three servers, each with a directory of its own.
+struct Three {
+    needs: Needs,
+    directories: Vec<TempDir>,
+    servers: Vec<Server>,
+    kills: usize,
+}
+
+impl Three {
+    fn start(needs: &Needs) -> Self {
+        let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let servers = directories.iter().enumerate();
+        let servers = servers.map(|(number, directory)| {
+            Server::start(&format!("server-{number}"), needs, directory.path())
+        });
+        Self {
+            servers: servers.collect(),
+            needs: needs.clone(),
+            directories,
+            kills: 0,
+        }
+    }
+
+    /// Kills one of them, whose directory goes to another process.
+    fn kill_any(&mut self) {
+        let number = rand::random_range(0..self.servers.len());
+        self.kills += 1;
+        self.servers.remove(number).kill();
+        let name = format!("server-{number}-{}", self.kills);
+        let next = Server::start(&name, &self.needs, self.directories[number].path());
+        self.servers.insert(number, next);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
-async fn servers_that_are_killed_at_random_lose_nothing_and_share_the_work() {
-    let place = place().await;
-    let directories: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let start = |number: usize, life: usize| {
-        let name = format!("server-{number}-{life}");
-        Server::start(&name, &place.needs, directories[number].path())
-    };
-    let mut servers: Vec<_> = (0..3).map(|number| start(number, 0)).collect();
+async fn servers_and_supervisors_that_are_killed_at_random_lose_nothing_and_share_the_work() {
+    let mut place = place().await;
+    let mut three = Three::start(&place.needs);
     let limit = Duration::from_secs(crate::size("TAKO_VM_SOAK_LOAD_SECONDS", 12) as u64);
     let (begun, mut next_kill) = (Instant::now(), Duration::from_secs(2));
-    let (mut jobs, mut kills) = (0, 0);
+    let (mut jobs, mut supervisors) = (0, 0);
     while begun.elapsed() < limit {
         let seconds = rand::random_range(0.0..0.6);
         place.send(&takes(&format!("job-{jobs}"), seconds)).await;
         jobs += 1;
         if begun.elapsed() > next_kill {
-            let number = rand::random_range(0..servers.len());
-            kills += 1;
-            servers.remove(number).kill();
-            // In the same directory, as another process.
-            servers.insert(number, start(number, kills));
+            three.kill_any();
+            if three.kills.is_multiple_of(4) {
+                place.daemon = Daemon::in_directory(place.daemon.killed(), |_| {});
+                supervisors += 1;
+            }
             next_kill = begun.elapsed() + Duration::from_millis(rand::random_range(500..2000));
         }
         sleep(Duration::from_millis(300)).await;
     }
-    let over = on_this_host(PATIENCE);
-    place.watch.all_ended_within(over).await;
+    let patience = on_this_host(PATIENCE);
+    place.watch.all_ended_within(patience).await;
     let history = place.watch.assert_holds().await;
     assert_eq!(history.ended("succeeded"), jobs);
     let workers = workers(&history);
     for number in 0..3 {
-        let name = format!("server-{number}-");
+        let name = format!("server-{number}");
         let has_worked = workers.iter().any(|worker| worker.starts_with(&name));
         assert!(has_worked, "{workers:?}");
     }
-    let attempts: usize = (0..jobs)
+    let claims: usize = (0..jobs)
         .map(|number| history.claims(&format!("job-{number}")).len())
         .sum();
-    eprintln!("{kills} kills, {jobs} jobs in {attempts} attempts, all recorded once");
-    assert!(kills > 2 && attempts > jobs, "nothing was lost");
-    for server in servers {
+    let kills = three.kills;
+    eprintln!(
+        "{kills} servers and {supervisors} supervisors killed, {jobs} jobs claimed {claims} times, \
+         all recorded once"
+    );
+    assert!(kills > 2 && claims > jobs, "nothing was lost");
+    for server in three.servers {
         assert!(server.leave().success());
     }
     place.daemon.assert_empty_within(Duration::from_secs(5));
@@ -129,18 +162,10 @@ fn workers(history: &history::History) -> BTreeSet<String> {
 #[ignore = "needs root and runsc"]
 async fn what_one_of_three_runs_that_is_killed_is_taken_over_in_time() {
     let place = place().await;
-    let directories: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut times = Vec::new();
-    let mut servers: Vec<_> = directories
-        .iter()
-        .enumerate()
-        .map(|(number, directory)| {
-            let name = format!("server-{number}");
-            (
-                name.clone(),
-                Server::start(&name, &place.needs, directory.path()),
-            )
-        })
+    let (mut times, three) = (Vec::new(), Three::start(&place.needs));
+    let mut servers: Vec<_> = (0..3)
+        .map(|number| format!("server-{number}"))
+        .zip(three.servers)
         .collect();
     let patience = on_this_host(PATIENCE);
     let mut killed = BTreeSet::new();
