@@ -1,5 +1,4 @@
-//! Whether the database is reached. While it is not, one asks for all, once a second: however many wait,
-//! they do not come all at once, neither while it is away nor when it is back.
+//! Whether the database is reached. While it is not, one asks for all, once a second, however many wait.
 
 use super::about;
 use crate::store::{Store, StoreError};

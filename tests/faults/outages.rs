@@ -104,7 +104,8 @@ async fn a_database_that_is_cut_off_and_restarted_under_load_loses_nothing() {
 #[ignore = "needs root and runsc"]
 async fn an_outage_loses_no_result_and_is_not_met_with_a_storm() {
     let outage = Duration::from_secs(crate::size("TAKO_VM_SOAK_OUTAGE_SECONDS", 20) as u64);
-    let (daemon, mut postgres) = (Daemon::start(), Postgres::start());
+    let daemon = Daemon::with("max_timeout: 3600\n");
+    let mut postgres = Postgres::start();
     let way = Way::to(postgres.directory());
     let server = Server::start("w", &postgres::url(way.directory()), &daemon.socket()).await;
     let watch = Watch::begin(&postgres.url(), LEASE).await;
@@ -211,5 +212,51 @@ async fn a_way_to_the_database_that_is_dead_is_noticed_and_another_one_found() {
         "{:?}",
         drain.elapsed()
     );
+    daemon.assert_empty_within(Duration::from_secs(5));
+}
+
+/// Waits until so many results are in the journal of a server.
+async fn until_there_wait(count: usize, server: &Server) {
+    let begun = Instant::now();
+    loop {
+        let journal = std::fs::read_dir(server.directory.path().join("journal"));
+        let files = journal.unwrap().map(|file| file.unwrap().path());
+        let whole = files.filter(|path| path.extension().is_some_and(|kind| kind == "json"));
+        let waiting = whole.count();
+        if waiting == count {
+            return;
+        }
+        let waited = begun.elapsed();
+        assert!(
+            waited < on_this_host(Duration::from_mins(1)),
+            "{waiting} wait after {waited:?}"
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_server_that_alone_is_cut_off_records_nothing_of_what_another_has_run() {
+    let daemon = Daemon::start();
+    let (way, through, direct) = super::queue::way().await;
+    let lonely = Server::start("lonely", &through, &daemon.socket()).await;
+    let watch = Watch::begin(&direct, LEASE).await;
+    send(&lonely, &watch, &takes("a", 4.0)).await;
+    lonely.until("a", State::Running).await;
+    way.stall();
+    let other = Server::start("other", &direct, &daemon.socket()).await;
+    until_there_wait(1, &lonely).await;
+    watch
+        .all_ended_within(on_this_host(Duration::from_mins(1)))
+        .await;
+    way.mend();
+    until_there_wait(0, &lonely).await;
+    let history = watch.assert_holds().await;
+    assert_eq!(history.ended("succeeded"), 1);
+    let claims = history.claims("a");
+    let workers: Vec<_> = claims.iter().map(|(worker, _)| worker.as_str()).collect();
+    assert_eq!(workers, ["lonely", "other"]);
+    drop((lonely, other));
     daemon.assert_empty_within(Duration::from_secs(5));
 }

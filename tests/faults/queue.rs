@@ -22,7 +22,7 @@ async fn store(url: &str, connections: u32) -> Store {
 }
 
 /// A way to the database of a test, and how it is named there.
-async fn way() -> (Way, String, String) {
+pub(crate) async fn way() -> (Way, String, String) {
     let direct = cluster::database().await;
     let way = Way::to(cluster::directory());
     let sockets = cluster::directory().display().to_string();
