@@ -10,6 +10,7 @@ use crate::supervisor::wire::{RefusalCode, Run};
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
@@ -85,6 +86,7 @@ async fn execute(shared: &Shared, claim: Claim, attempt: &Attempt) -> Ending {
     match ask(shared, claim, attempt).await {
         Ok(entry) => Ending::Ran(Box::new(entry)),
         Err(Failure::GivenUp) => Ending::Lost("it was ended before it had begun".to_owned()),
+        Err(Failure::Connection(error @ ConnectionError::Write { .. })) => no_space(shared, &error),
         Err(Failure::Connection(error)) => failed(shared, &error),
         Err(Failure::Read(error)) => no_space(shared, &error),
         Err(Failure::Files(error)) => no_space(shared, &error),
@@ -141,9 +143,9 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
 }
 
 /// Files that a job has left cannot be kept: a disk is full, or the store of files is away. What comes next
-/// would fare no better.
+/// would fare no better, until something can be kept there.
 fn no_space(shared: &Shared, error: &dyn Error) -> Ending {
-    shared.pause_for(about(LEFT_ALONE));
+    shared.is_full.store(true, Ordering::Relaxed);
     heart::warn("cannot keep the files of a job", error);
     Ending::Lost("the files that it has left cannot be kept".to_owned())
 }
@@ -228,10 +230,13 @@ fn lost<'a>(shared: &Shared, number: i16, reason: &'a str) -> Release<'a> {
 
 /// Records a result, first on disk where the database does not take it at once.
 async fn hand_over(shared: &Shared, entry: &Entry) {
-    let Err(error) = say(shared, Word::Result(entry)).await else {
-        return;
-    };
-    heart::warn("cannot record a result, which waits in the journal", &error);
+    // That the database is away need not be found out once more.
+    if !shared.reach.is_away() {
+        let Err(error) = say(shared, Word::Result(entry)).await else {
+            return;
+        };
+        heart::warn("cannot record a result, which waits in the journal", &error);
+    }
     let kept = shared.journal.keep(entry);
     if let Err(error) = &kept {
         heart::warn("cannot write the journal", error);
@@ -240,7 +245,8 @@ async fn hand_over(shared: &Shared, entry: &Entry) {
 }
 
 async fn say(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
-    heart::within("record an attempt", tell(shared, word)).await
+    let told = tell(shared, word);
+    shared.reach.within("record an attempt", told).await
 }
 
 async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
@@ -264,7 +270,12 @@ async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
 /// Says something to the database until it has heard it, or there is no sense in it any more.
 async fn insist(shared: &Shared, word: Word<'_>) {
     let mut pause = Duration::from_millis(100);
-    while let Err(error) = say(shared, word).await {
+    loop {
+        // Once at least, also when nothing more is to be done.
+        shared.stop.run_until_cancelled(shared.reach.back()).await;
+        let Err(error) = say(shared, word).await else {
+            return;
+        };
         if error.is_about_the_data() {
             heart::warn("the database refuses to record an attempt", &error);
             return;

@@ -3,33 +3,26 @@
 use super::{Attempt, MAX_PAUSE, Shared, Why, about, attempt};
 use crate::job::one_line;
 use crate::store::StoreError;
-use crate::store::listen::Notice;
+use crate::store::listen::{Listener, Notice};
 use crate::store::queue::{Beat, Held, Pulse};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 /// How often it is looked whether others have lost a job.
 const RESCUE: Duration = Duration::from_millis(500);
 
+/// What is done by [`notices`].
+const LISTEN: &str = "listen to other servers";
+
+/// After how long without a word of others the connection to them is tried.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// Something is wrong, and we cope.
 pub(super) fn warn(doing: &str, error: &dyn Error) {
     tracing::warn!("{doing}: {}", one_line(error));
-}
-
-/// How long the database may take for anything: longer than it lets a statement take, and than a connection
-/// is waited for. A host that is gone says nothing.
-const ANSWER: Duration = Duration::from_secs(20);
-
-/// Waits for an answer of the database, but not for ever.
-pub(super) async fn within<T>(
-    doing: &'static str,
-    answer: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    let answer = timeout(ANSWER, answer).await;
-    answer.unwrap_or_else(|_| Err(StoreError::late(doing)))
 }
 
 /// Says that this worker is alive, thrice in the time of a lease, until nothing more is done.
@@ -42,6 +35,9 @@ pub(super) async fn beats(shared: Arc<Shared>) {
                 () = sleep(between.mul_f64(rand::random_range(0.8..1.0))) => {}
                 () = shared.beat.notified() => {}
             }
+            if pulse.is_none() {
+                shared.reach.back().await;
+            }
             let attempts = shared.attempts().clone();
             if attempts.is_empty() {
                 continue;
@@ -51,6 +47,7 @@ pub(super) async fn beats(shared: Arc<Shared>) {
                 Ok(Ok(beats)) => heed(&attempts, &beats),
                 Ok(Err(error)) => {
                     warn("cannot say that this worker is alive", &error);
+                    shared.reach.note(&error);
                     pulse = None;
                 }
                 Err(_late) => pulse = None,
@@ -91,15 +88,14 @@ fn heed(attempts: &BTreeMap<Held, Attempt>, beats: &[Beat]) {
 /// When the database was away, those who could not be heard of get the time of a lease to be heard of, or
 /// to hand over what has ended meanwhile.
 pub(super) async fn rescues(shared: Arc<Shared>) {
-    let mut reached_since = None;
     let all = async {
         loop {
             sleep(about(RESCUE)).await;
+            shared.reach.back().await;
             if let Err(error) = attempt::hand_over_what_waits(&shared).await {
                 warn("cannot read the journal", &error);
             }
-            let reached = reached_since.get_or_insert_with(Instant::now);
-            let has_grace = reached.elapsed() < shared.settings.lease;
+            let has_grace = shared.reach.there_for() < shared.settings.lease;
             let rescue = async {
                 if has_grace {
                     shared.store.ping().await.map(|()| Vec::new())
@@ -107,8 +103,10 @@ pub(super) async fn rescues(shared: Arc<Shared>) {
                     shared.store.rescue().await
                 }
             };
-            let rescued = within("look for jobs that others have lost", rescue).await;
-            match rescued {
+            let rescued = shared
+                .reach
+                .within("look for jobs that others have lost", rescue);
+            match rescued.await {
                 Ok(rescued) => {
                     for job in &rescued {
                         let (id, state) = (&job.id, job.state.name());
@@ -120,12 +118,7 @@ pub(super) async fn rescues(shared: Arc<Shared>) {
                         shared.work.notify_one();
                     }
                 }
-                Err(error) => {
-                    warn("cannot look for jobs that others have lost", &error);
-                    if error.is_about_the_connection() {
-                        reached_since = None;
-                    }
-                }
+                Err(error) => warn("cannot look for jobs that others have lost", &error),
             }
         }
     };
@@ -137,19 +130,15 @@ pub(super) async fn notices(shared: Arc<Shared>) {
     let all = async {
         let mut pause = Duration::from_millis(100);
         loop {
-            match shared.store.listen().await {
-                Ok(mut listener) => {
+            shared.reach.back().await;
+            let listen = Box::pin(shared.store.listen());
+            match shared.reach.within(LISTEN, listen).await {
+                Ok(listener) => {
                     pause = Duration::from_millis(100);
                     // What came while nobody listened.
                     shared.work.notify_one();
                     shared.beat.notify_one();
-                    while let Ok(notice) = listener.next().await {
-                        match notice {
-                            Notice::Queued => shared.work.notify_one(),
-                            // Whatever runs here asks whether it is meant.
-                            Notice::Cancel(_) => shared.beat.notify_one(),
-                        }
-                    }
+                    hear(&shared, listener).await;
                 }
                 Err(error) => warn("cannot listen to other servers", &error),
             }
@@ -158,4 +147,23 @@ pub(super) async fn notices(shared: Arc<Shared>) {
         }
     };
     shared.stop.run_until_cancelled(all).await;
+}
+
+/// Hears what is told until the connection is lost.
+async fn hear(shared: &Shared, mut listener: Listener) {
+    loop {
+        match timeout(SILENCE, listener.next()).await {
+            Ok(Ok(Notice::Queued)) => shared.work.notify_one(),
+            // Whatever runs here asks whether it is meant.
+            Ok(Ok(Notice::Cancel(_))) => shared.beat.notify_one(),
+            Ok(Err(error)) => return shared.reach.note(&error),
+            // There is nothing to tell, or nobody there who could.
+            Err(_silence) => {
+                let answer = shared.reach.within(LISTEN, listener.ping()).await;
+                if answer.is_err() {
+                    return;
+                }
+            }
+        }
+    }
 }

@@ -14,6 +14,7 @@
 mod attempt;
 mod heart;
 mod journal;
+mod reach;
 
 pub use journal::JournalError;
 
@@ -22,9 +23,13 @@ use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker
 use crate::store::{Store, StoreError};
 use crate::supervisor::connection::{self, Connections};
 use journal::Journal;
+use reach::Reach;
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
@@ -37,6 +42,10 @@ const POLL: Duration = Duration::from_millis(500);
 
 /// How often a job that runs elsewhere is looked at by whoever waits for its end.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How often it is tried whether files can be kept, when they could not be, and how many bytes.
+const KEEP: Duration = Duration::from_secs(1);
+const SOME: usize = 1 << 20;
 
 /// Longest pause between two tries of what may succeed later.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -69,6 +78,7 @@ pub struct Dispatcher {
 #[derive(Debug)]
 struct Shared {
     store: Store,
+    reach: Reach,
     files: Files,
     supervisor: Connections,
     settings: Settings,
@@ -88,6 +98,8 @@ struct Shared {
     ends: broadcast::Sender<String>,
     /// Nothing is claimed before.
     pause: Mutex<Instant>,
+    /// Files of a job could not be kept, and nothing is claimed until some can.
+    is_full: AtomicBool,
     /// Nothing more is claimed.
     drain: CancellationToken,
     /// Nothing more is done.
@@ -172,8 +184,11 @@ impl Dispatcher {
             beat: Notify::new(),
             ends: broadcast::Sender::new(ENDS),
             pause: Mutex::new(Instant::now()),
+            is_full: AtomicBool::new(false),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
+            // With fewer beats than one missed, everybody is still heard of in time.
+            reach: Reach::new(store.clone(), settings.lease / 3),
             store,
             files,
             supervisor,
@@ -199,12 +214,15 @@ impl Dispatcher {
         job: &Submission,
         most: Option<u32>,
     ) -> Result<Enqueued, StoreError> {
-        let enqueued = self.shared.store.enqueue(job, most, None).await?;
+        let Shared { store, reach, .. } = &*self.shared;
+        let enqueue = store.enqueue(job, most, None);
+        let enqueued = reach.soon("take a job in", enqueue).await?;
         if matches!(enqueued, Enqueued::Queued) {
             self.shared.work.notify_one();
             if self.shared.slots.available_permits() == 0 {
                 // Others may have time. If they do not hear of it they look by themselves.
-                drop(self.shared.store.announce().await);
+                let announce = store.announce();
+                drop(reach.within("tell other servers of a job", announce).await);
             }
         }
         Ok(enqueued)
@@ -220,7 +238,9 @@ impl Dispatcher {
         most: Option<u32>,
     ) -> Result<Enqueued, StoreError> {
         let shared = &self.shared;
-        let paused = *shared.paused_until() > Instant::now() || shared.drain.is_cancelled();
+        let paused = *shared.paused_until() > Instant::now()
+            || shared.is_full.load(Ordering::Relaxed)
+            || shared.drain.is_cancelled();
         let slot = if paused { None } else { shared.slot().await };
         let Some(slot) = slot else {
             return self.submit(job, most).await;
@@ -229,10 +249,11 @@ impl Dispatcher {
         let (shared, tasks, job) = (Arc::clone(shared), self.tasks.clone(), job.clone());
         let claim = async move {
             let enqueue = shared.store.enqueue(&job, most, Some(&shared.worker));
-            let enqueued = heart::within("take a job in", enqueue).await?;
+            let enqueued = shared.reach.soon("take a job in", enqueue).await?;
             if let Enqueued::Claimed(claim) = &enqueued {
                 if shared.drain.is_cancelled() {
-                    shared.store.release(&claim.held, Release::Unused).await?;
+                    let release = shared.store.release(&claim.held, Release::Unused);
+                    shared.reach.within("give a job back", release).await?;
                     return Ok(Enqueued::Queued);
                 }
                 let claim = (**claim).clone();
@@ -251,9 +272,11 @@ impl Dispatcher {
     pub async fn wait(&self, id: &str, patience: Duration) -> Result<bool, StoreError> {
         // Before the first look, so that an end between that and the wait is not missed.
         let mut ends = self.shared.ends.subscribe();
+        let Shared { store, reach, .. } = &*self.shared;
         let ended = async {
             loop {
-                match self.shared.store.standing(id).await? {
+                let standing = store.standing(id);
+                match reach.soon("look at a job", standing).await? {
                     Some(standing) if standing.ended_at.is_none() => {}
                     _ => return Ok(()),
                 }
@@ -275,7 +298,8 @@ impl Dispatcher {
     /// # Errors
     /// Those of [`Store::cancel`].
     pub async fn cancel(&self, id: &str, patience: Duration) -> Result<Cancelled, StoreError> {
-        let cancelled = self.shared.store.cancel(id).await?;
+        let cancel = self.shared.store.cancel(id);
+        let cancelled = self.shared.reach.soon("cancel a job", cancel).await?;
         if cancelled == Cancelled::Asked {
             self.shared.end_by_id(id);
             // It may have been claimed in this very moment.
@@ -342,25 +366,50 @@ impl Drop for Dispatcher {
 }
 
 impl Shared {
-    /// A slot for whoever waits, if one is free: one that is only held to look is waited for.
+    /// A slot for whoever waits, if one is free: one that is only held to look is waited for, but not for
+    /// long, since a look takes milliseconds where the database answers.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Some(slot);
         }
-        let _look = self.look.lock().await;
+        let _look = timeout(LOOK, self.look.lock()).await.ok()?;
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
-    /// Waits until a slot is free, and the supervisor takes jobs as far as is known.
+    /// Waits until a slot is free, the supervisor takes jobs as far as is known, the database is there, and
+    /// what jobs leave can be kept.
     async fn has_a_free_slot(&self) {
         loop {
             let until = *self.paused_until();
             sleep_until(until).await;
             drop(self.slots.acquire().await);
+            self.reach.back().await;
+            self.can_keep().await;
             if *self.paused_until() <= Instant::now() {
                 return;
             }
         }
+    }
+
+    /// Waits until files can be kept, if that has failed.
+    async fn can_keep(&self) {
+        while self.is_full.load(Ordering::Relaxed) {
+            // What fails while it is tried is found out the next time.
+            self.is_full.store(false, Ordering::Relaxed);
+            if let Err(error) = self.try_to_keep().await {
+                heart::warn("still cannot keep the files of a job", &*error);
+                self.is_full.store(true, Ordering::Relaxed);
+                sleep(about(KEEP)).await;
+            }
+        }
+    }
+
+    async fn try_to_keep(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let some = vec![0; SOME];
+        let mut file = tempfile::tempfile_in(&self.settings.directory)?;
+        file.write_all(&some)?;
+        file.sync_all()?;
+        Ok(self.files.try_to_keep(some).await?)
     }
 
     async fn nothing_runs(&self) {
@@ -412,7 +461,7 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
         return true;
     };
     let claim = shared.store.claim(&shared.worker, most);
-    let claims = heart::within("claim a job", claim).await;
+    let claims = shared.reach.within("claim a job", claim).await;
     let claims = claims.unwrap_or_else(|error| {
         heart::warn("cannot claim a job", &error);
         Vec::new()

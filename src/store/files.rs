@@ -16,9 +16,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
 
 /// Above all of ours.
 const PREFIX: &str = "sha256";
+
+/// Above what is kept only to find out whether it can be.
+const TRIED: &str = "tried";
 
 /// Bytes without a row that are older are swept. Longer than a server is down whose journal has results.
 const UNUSED: Duration = Duration::from_hours(7 * 24);
@@ -39,6 +43,8 @@ pub enum FilesError {
     Collected { source: io::Error },
     #[error("cannot write `{name}`")]
     Write { name: ObjectPath, source: io::Error },
+    #[error("cannot keep anything in the store of files")]
+    Try { source: object_store::Error },
     #[error("cannot read `{name}`")]
     Read {
         name: ObjectPath,
@@ -104,6 +110,18 @@ impl Files {
         written
             .await
             .map_err(|source| FilesError::Write { name, source })
+    }
+
+    /// Finds out whether bytes can be kept, and removes them again.
+    ///
+    /// # Errors
+    /// [`FilesError::Try`].
+    pub async fn try_to_keep(&self, bytes: Vec<u8>) -> Result<(), FilesError> {
+        let name = ObjectPath::from_iter([TRIED, &Uuid::new_v4().to_string()]);
+        let kept = self.0.put(&name, bytes.into()).await.map(drop);
+        let removed = self.0.delete(&name).await;
+        kept.and(removed)
+            .map_err(|source| FilesError::Try { source })
     }
 
     /// All bytes of a file.

@@ -1,7 +1,8 @@
 //! What servers tell each other. It is a hint: who misses it finds out by looking, only later.
 
-use super::{Store, StoreError};
-use sqlx::postgres::PgListener;
+use super::{ALIVE, CONNECT, Store, StoreError};
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::time::timeout;
 
 const QUEUED: &str = "tako_queued";
 const CANCEL: &str = "tako_cancel";
@@ -40,6 +41,18 @@ impl Listener {
             }
         }
     }
+
+    /// Whether the database still answers here, soon.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn ping(&mut self) -> Result<(), StoreError> {
+        let answer = timeout(ALIVE, sqlx::query("SELECT 1").execute(&mut self.0)).await;
+        answer
+            .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+            .map(drop)
+            .map_err(StoreError::query("listen to other servers"))
+    }
 }
 
 impl Store {
@@ -49,9 +62,17 @@ impl Store {
     /// [`StoreError::Connect`].
     pub async fn listen(&self) -> Result<Listener, StoreError> {
         let connect = |source| StoreError::Connect { source };
-        let mut listener = PgListener::connect_with(&self.pool)
-            .await
-            .map_err(connect)?;
+        // In a pool of its own: the place of one that was dropped is free when the server has answered to
+        // that, and a server that is gone never does.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(self.pool.connect_options().as_ref().clone());
+        let mut listener = PgListener::connect_with(&pool).await.map_err(connect)?;
+        // Whoever listens begins anew, and looks at what was missed.
+        listener.eager_reconnect(false);
         listener
             .listen_all([QUEUED, CANCEL])
             .await

@@ -9,11 +9,12 @@ pub mod history;
 pub mod listen;
 pub mod queue;
 
-use sqlx::PgPool;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool};
 use std::str::FromStr;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// The schema that everything of ours lies in.
 const SCHEMA: &str = "tako";
@@ -30,6 +31,9 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(15);
 
 /// How long to wait for a connection: to make one, or for one of the pool to be free.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take to show that it is alive: it leaves time to make another one.
+const ALIVE: Duration = Duration::from_secs(2);
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 
@@ -148,6 +152,10 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(CONNECT)
+            // In the place of sqlx's own look, which has no bound.
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(still_answers(connection)))
+            .after_release(|connection, _| Box::pin(still_answers(connection)))
             .connect_lazy_with(options);
         Ok(Self { pool })
     }
@@ -168,6 +176,15 @@ impl Store {
             .map(drop)
             .map_err(StoreError::query("reach the database"))
     }
+}
+
+/// Looks at a connection of the pool: the server may be gone, and whoever had it may have given up on an
+/// answer. Without a bound it would keep its place in the pool for as long as nobody says that it is dead.
+async fn still_answers(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let answer = timeout(ALIVE, connection.ping()).await;
+    answer
+        .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        .map(|()| true)
 }
 
 /// The schema first, so that the list of what was applied lies in it as well.

@@ -36,7 +36,7 @@ struct Cluster {
 }
 
 /// The newest PostgreSQL of Debian's that is installed.
-fn binaries() -> PathBuf {
+pub(crate) fn binaries() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").unwrap();
     let newest = versions
         .map(|entry| entry.unwrap().path())
