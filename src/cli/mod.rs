@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 pub mod bench;
+mod dev;
 mod doctor;
 mod image;
 mod output;
@@ -9,6 +10,7 @@ mod server;
 mod setup;
 mod supervisor;
 mod supervisor_status;
+mod unprivileged;
 
 use crate::client;
 use crate::config::{self, Config};
@@ -55,6 +57,7 @@ enum Subcommands {
     Image(image::Arguments),
     Supervisor(supervisor::Arguments),
     Server(server::Arguments),
+    Dev(dev::Arguments),
 }
 
 /// Why a command failed: one line, and the exit status.
@@ -158,6 +161,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
                 Ok(0)
             }
         },
+        Subcommands::Dev(arguments) => dev::run(&arguments, file),
         Subcommands::Server(arguments) => server::run(&arguments, state_dir, file),
         Subcommands::Doctor(arguments) => {
             let (state_dir, config) = (absolute(state_dir)?, Config::load(file));

@@ -235,6 +235,24 @@ impl Server {
         Self::parse(&text, &path, &variable, overrides)
     }
 
+    /// Reads `file`, or [`DEFAULT_FILE`] where there is one, and no other: for root, who does not follow
+    /// what lies in the directory that he happens to be in. [`Config::load`] has looked at whose it is.
+    ///
+    /// # Errors
+    /// As [`Server::load`].
+    pub fn load_as_root(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
+        Config::load(file)?;
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| default.exists().then_some(default));
+        let text = file.map(fs::read_to_string).transpose();
+        let path = file.unwrap_or(default);
+        let text = text.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text.unwrap_or_default(), path, &variable, overrides)
+    }
+
     fn parse(
         text: &str,
         path: &Path,

@@ -328,6 +328,9 @@ impl Dispatcher {
         if self.is_draining() {
             obstacles.push("the server is about to end".to_owned());
         }
+        if self.shared.is_full.load(Ordering::Relaxed) {
+            obstacles.push("the files of jobs cannot be kept: the disk may be full".to_owned());
+        }
         if !self.supervisor_answers().await {
             obstacles.push("the supervisor does not answer".to_owned());
         }
@@ -394,12 +397,12 @@ impl Shared {
     /// Waits until files can be kept, if that has failed.
     async fn can_keep(&self) {
         while self.is_full.load(Ordering::Relaxed) {
-            // What fails while it is tried is found out the next time.
-            self.is_full.store(false, Ordering::Relaxed);
             if let Err(error) = self.try_to_keep().await {
                 heart::warn("still cannot keep the files of a job", &*error);
-                self.is_full.store(true, Ordering::Relaxed);
                 sleep(about(KEEP)).await;
+            } else {
+                // What has failed meanwhile is found out the next time.
+                self.is_full.store(false, Ordering::Relaxed);
             }
         }
     }

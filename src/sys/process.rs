@@ -251,6 +251,17 @@ pub fn spawn_service(command: &mut Command) -> io::Result<Child> {
     command.process_group(0).spawn()
 }
 
+/// Starts a program that goes on when we have ended, in a session of its own.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn spawn_detached(command: &mut Command) -> io::Result<Child> {
+    // SAFETY: between fork and exec only async-signal-safe calls may run; setsid(2) is one.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+    close_descriptors_at_exec(command);
+    command.spawn()
+}
+
 /// Starts a program as another user, who has no privileges, in a process group of its own. Its standard
 /// input is a pipe: that it ends tells the program that we did.
 ///

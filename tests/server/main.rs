@@ -8,6 +8,7 @@
 #[path = "../queue/cluster.rs"]
 #[expect(dead_code, reason = "the tests of the queue use all of it")]
 mod cluster;
+mod dev;
 #[path = "../sandbox/host.rs"]
 #[expect(dead_code, reason = "the sandbox tests use all of it")]
 mod host;
