@@ -23,7 +23,7 @@ CARGO_FUZZ := target/tools/bin/cargo-fuzz
 
 export TAKO_VM_STATE_DIR = $(STATE)
 
-.PHONY: help demo test bench compat fuzz mutants soak queries deps test-deps postgresql build setup setup-data lint doc root clean
+.PHONY: help demo test bench compat fuzz mutants soak queries deps test-deps build setup setup-data lint doc root clean
 
 help:
 	@echo "make demo    install what is missing, build, set up, and run real programs in sandboxes"
@@ -47,6 +47,7 @@ bench: setup-data test-deps
 	$(TAKO_VM) bench --compare --jobs 300 --duration 60 --density 100
 	cargo bench --locked --bench kill
 	cargo bench --locked --bench queue
+	cargo bench --locked --bench server
 	cargo bench --locked --bench pure
 
 # About an hour; the table is in the state directory as well, after each module.
@@ -66,7 +67,7 @@ fuzz: deps test-deps $(CARGO_FUZZ)
 	done
 
 # After a change of a query or of the schema.
-queries: test-deps
+queries: setup
 	src/store/queries.sh
 
 # Without sanitizers cargo-fuzz needs no nightly toolchain; what is fuzzed is safe Rust.
@@ -89,6 +90,10 @@ soak: setup-data test-deps
 	@echo "soak: 10,000 jobs of all kinds, 100 deaths of the supervisor"
 	TAKO_VM_SOAK_JOBS=10000 TAKO_VM_SOAK_KILLS=100 \
 	  cargo test --locked --test soak -- --include-ignored --nocapture --test-threads 1
+	@echo "soak: faults, with an outage of five minutes"
+	TAKO_VM_SOAK_OUTAGE_SECONDS=300 TAKO_VM_SOAK_LOAD_SECONDS=300 TAKO_VM_SOAK_REPLIES=5000 \
+	  TAKO_VM_SOAK_CANCELS=10000 \
+	  cargo test --locked --test faults -- --include-ignored --nocapture --test-threads 1
 	@echo "soak: benchmarks"
 	$(MAKE) bench
 
@@ -99,19 +104,8 @@ root:
 deps: root
 	$(call install,$(PACKAGES))
 
-test-deps: root postgresql
+test-deps: root
 	$(call install,$(TEST_PACKAGES))
-
-# Its programs alone: Debian would make and start a database of its own with them.
-postgresql: root
-	@if [ -z "$$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ]; then \
-	  echo "installing the Debian package postgresql, without a database"; \
-	  apt-get update -qq && export DEBIAN_FRONTEND=noninteractive && \
-	    apt-get install -y -qq --no-install-recommends postgresql-common && \
-	    sed -i 's/^#* *create_main_cluster.*/create_main_cluster = false/' \
-	      /etc/postgresql-common/createcluster.conf && \
-	    apt-get install -y -qq --no-install-recommends postgresql; \
-	fi
 
 define install
 	@missing=; for package in $(1); do \

@@ -11,12 +11,13 @@ use crate::image::build::{self, BuildError};
 use crate::image::download::DownloadError;
 use crate::image::recipe::{Recipe, RecipeError};
 use crate::image::{Image, ImageError, ImageName, Images, Manifest};
+use crate::postgres;
 use crate::runc::{self, Runc, RuncError};
 use crate::runsc::Runsc;
 use crate::runsc::provision::{self, Candidate, Installed, ProvisionError};
 use crate::sandbox::{self, Runtime, Sandboxes};
 use crate::sys::account::{self, AccountError};
-use crate::sys::apt::{AptError, Sources};
+use crate::sys::apt::{self, AptError, Sources};
 use crate::sys::digest::Digest;
 use crate::sys::place::{self, PlaceError};
 use crate::sys::process;
@@ -35,9 +36,9 @@ const FOR_OTHERS: u32 = 0o077;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Steps that setup takes.
-const STEPS: u8 = 4;
+const STEPS: u8 = 5;
 
-/// Prepare this host: system user, state directory, executor images, runsc
+/// Prepare this host: system user, state directory, executor images, runsc, PostgreSQL
 ///
 /// The image `python` is built, and every further one that is asked for with `--image`. Images that are
 /// there already are brought up to date.
@@ -234,6 +235,10 @@ fn probe(runtime: impl Into<Runtime>, image: &Image, state_dir: &Path) -> Result
         .map_err(|error| one_line(&error))
 }
 
+fn newest_postgresql() -> Option<u32> {
+    postgres::installed().ok()?.last().copied()
+}
+
 /// What there is to do for an image.
 enum ImageTask {
     Nothing(Image),
@@ -271,6 +276,32 @@ impl<'a> Setup<'a> {
         match self.mode {
             SecurityMode::Strict => self.provide_runsc(&image),
             SecurityMode::Permissive(kind) => self.try_out_container(kind, &image),
+        }?;
+        self.provide_postgresql();
+        Ok(())
+    }
+
+    /// For the server's own database. A host that cannot have it can run programs all the same, and a server
+    /// can use a database elsewhere.
+    fn provide_postgresql(&self) {
+        if let Some(version) = newest_postgresql() {
+            step(5, &format!("PostgreSQL: version {version}, up to date"));
+            return;
+        }
+        detail("installing the Debian package `postgresql`, without a database");
+        let installed = apt::install_postgresql(self.arguments.http_proxy.as_deref());
+        match (installed, newest_postgresql()) {
+            (Ok(()), Some(version)) => {
+                step(5, &format!("PostgreSQL: version {version}, installed"))
+            }
+            (installed, _) => {
+                step(5, "PostgreSQL: not installed");
+                let why = installed.err().map(|error| one_line(&error));
+                super::warn(&why.unwrap_or_else(|| "the package has no PostgreSQL".to_owned()));
+                super::hint(
+                    "`apt-get install postgresql`, or give the server the `database_url` of another",
+                );
+            }
         }
     }
 
@@ -490,6 +521,9 @@ impl<'a> Setup<'a> {
         match self.mode {
             SecurityMode::Strict => self.tell_runsc_plan(),
             SecurityMode::Permissive(kind) => say(&format!("would try out `{}`", kind.name())),
+        }
+        if newest_postgresql().is_none() {
+            say("would install the Debian package `postgresql`, without a database");
         }
         Ok(())
     }

@@ -296,7 +296,10 @@ fn tool(binaries: &Path, name: &str) -> Command {
 }
 
 /// The major versions that are installed, the newest last.
-fn installed() -> Result<Vec<u32>, PostgresError> {
+///
+/// # Errors
+/// [`PostgresError::Place`].
+pub fn installed() -> Result<Vec<u32>, PostgresError> {
     let has_server = |path: &Path| path.join("bin/postgres").is_file();
     let directories = place::entries(Path::new(INSTALLED))?;
     let mut versions: Vec<u32> = directories

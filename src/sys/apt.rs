@@ -1,6 +1,7 @@
 //! The apt of the host: where it downloads from, and a place where it can work for us without
 //! touching anything of the system's.
 
+use crate::sys::place::{self, PlaceError};
 use crate::sys::process::{self, ProcessError};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,8 +40,59 @@ pub enum AptError {
     Ask { source: ProcessError },
     #[error("the system's package sources name no mirror of Debian")]
     NoMirror,
+    #[error("cannot install `{package}`")]
+    Install {
+        package: &'static str,
+        source: ProcessError,
+    },
+    #[error("cannot use `{POSTGRESQL}`")]
+    Configure { source: PlaceError },
     #[error("there is no keyring of Debian's archive (`{}`)", KEYRINGS.join("`, `"))]
     NoKeyring,
+}
+
+/// What Debian does when a version of PostgreSQL is installed.
+const POSTGRESQL: &str = "/etc/postgresql-common/createcluster.conf";
+
+/// Keeps Debian from making a database and starting it, which it does otherwise.
+const NO_CLUSTER: &str = "\ncreate_main_cluster = false\n";
+
+/// Installs PostgreSQL's programs. No database is made and none started; the configuration is as it was.
+///
+/// # Errors
+/// [`AptError::Install`] or [`AptError::Configure`].
+pub fn install_postgresql(http_proxy: Option<&str>) -> Result<(), AptError> {
+    install("postgresql-common", http_proxy)?;
+    let (path, failed) = (Path::new(POSTGRESQL), |source| AptError::Configure {
+        source,
+    });
+    let configured = place::read(path).map_err(failed)?;
+    let without = [&configured, NO_CLUSTER.as_bytes()].concat();
+    place::write(path, &without, 0o644).map_err(failed)?;
+    let installed = install("postgresql", http_proxy);
+    place::write(path, &configured, 0o644).map_err(failed)?;
+    installed
+}
+
+fn install(package: &'static str, http_proxy: Option<&str>) -> Result<(), AptError> {
+    let run = |arguments: &[&str]| {
+        let mut command = process::program("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command.envs(http_proxy.map(|proxy| ("http_proxy", proxy)));
+        process::run_while_we_live(command.args(arguments))
+    };
+    // The lists may be old, or not be there; if they cannot be renewed, the next one says what is missing.
+    drop(run(&["--quiet", "update"]));
+    let arguments = [
+        "--quiet",
+        "--yes",
+        "--no-install-recommends",
+        "install",
+        package,
+    ];
+    run(&arguments)
+        .map(drop)
+        .map_err(|source| AptError::Install { package, source })
 }
 
 /// Where the host downloads Debian's packages from.
