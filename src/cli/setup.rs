@@ -292,7 +292,7 @@ impl<'a> Setup<'a> {
         let installed = apt::install_postgresql(self.arguments.http_proxy.as_deref());
         match (installed, newest_postgresql()) {
             (Ok(()), Some(version)) => {
-                step(5, &format!("PostgreSQL: version {version}, installed"))
+                step(5, &format!("PostgreSQL: version {version}, installed"));
             }
             (installed, _) => {
                 step(5, "PostgreSQL: not installed");
