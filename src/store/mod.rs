@@ -121,7 +121,7 @@ impl Database {
 
     fn options(&self) -> PgConnectOptions {
         let milliseconds = |time: Duration| time.as_millis().to_string();
-        self.0.clone().application_name("tako-vm").options([
+        let options = self.0.clone().application_name("tako-vm").options([
             ("search_path", SCHEMA.to_owned()),
             ("statement_timeout", milliseconds(STATEMENT)),
             ("lock_timeout", milliseconds(LOCK)),
@@ -131,7 +131,18 @@ impl Database {
             ),
             // A result that was told is on disk, whatever the server's default is.
             ("synchronous_commit", "on".to_owned()),
-        ])
+        ]);
+        // A connection keeps its plans, and there is an index for whatever a statement looks for: none shall
+        // read whole tables for as long as it lives because they were small when it came.
+        let others = [
+            "enable_seqscan",
+            "enable_bitmapscan",
+            "enable_hashjoin",
+            "enable_mergejoin",
+            "enable_sort",
+            "jit",
+        ];
+        options.options(others.map(|way| (way, "off")))
     }
 }
 
