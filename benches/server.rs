@@ -10,9 +10,9 @@
 )]
 
 #[path = "../tests/queue/cluster.rs"]
-#[expect(dead_code, reason = "the tests use all of it")]
 mod cluster;
 #[path = "../tests/queue/jobs.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
 mod jobs;
 
 use hdrhistogram::Histogram;

@@ -30,10 +30,8 @@ impl Listener {
             let told = self.0.try_recv().await;
             let told = told.map_err(StoreError::query("listen to other servers"))?;
             // It has lost its connection, and would make another one by itself.
-            let told = told.ok_or(StoreError::Query {
-                doing: "listen to other servers",
-                source: sqlx::Error::WorkerCrashed,
-            })?;
+            let lost = StoreError::query("listen to other servers");
+            let told = told.ok_or_else(|| lost(sqlx::Error::WorkerCrashed))?;
             match told.channel() {
                 QUEUED => return Ok(Notice::Queued),
                 CANCEL => return Ok(Notice::Cancel(told.payload().to_owned())),

@@ -2,18 +2,25 @@
 //!
 //! [`queue`] has what changes a job, [`history`] what looks at it. All times are those of the database,
 //! since servers on several hosts share it. What must be true at the same time is written by one
-//! statement.
+//! statement; what is to be written at the same moment often is as well ([`together`]).
 
+mod arrivals;
+mod endings;
 pub mod files;
 pub mod history;
 pub mod listen;
 pub mod queue;
+mod together;
 
+use arrivals::Arrival;
+use endings::Ending;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+use together::Together;
 use tokio::time::timeout;
 
 /// The schema that everything of ours lies in.
@@ -50,7 +57,7 @@ pub enum StoreError {
     #[error("cannot {doing}")]
     Query {
         doing: &'static str,
-        source: sqlx::Error,
+        source: Arc<sqlx::Error>,
     },
     #[error("the database holds a job that this version does not understand: {what}")]
     Unknown { what: String },
@@ -58,7 +65,10 @@ pub enum StoreError {
 
 impl StoreError {
     fn query(doing: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
-        move |source| Self::Query { doing, source }
+        move |source| Self::Query {
+            doing,
+            source: Arc::new(source),
+        }
     }
 
     /// Nothing was heard for too long.
@@ -68,7 +78,8 @@ impl StoreError {
 
     fn source(&self) -> Option<&sqlx::Error> {
         match self {
-            Self::Connect { source } | Self::Query { source, .. } => Some(source),
+            Self::Connect { source } => Some(source),
+            Self::Query { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -86,6 +97,12 @@ impl StoreError {
         class.is_some_and(|class| ["22", "23", "54"].contains(&class.as_str()))
     }
 
+    /// Whether nothing was written for the sake of some of the rows that were to be: of what they hold, or
+    /// of a deadlock.
+    fn is_of_some_row(&self) -> bool {
+        self.is_about_the_data() || self.class().is_some_and(|class| class == "40")
+    }
+
     /// Whether the database was not reached, or ends, or begins.
     pub fn is_about_the_connection(&self) -> bool {
         match self.class() {
@@ -99,6 +116,8 @@ impl StoreError {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    arrivals: Together<Arrival>,
+    endings: Together<Ending>,
 }
 
 /// How to reach a database.
@@ -125,7 +144,7 @@ impl Database {
 
     fn options(&self) -> PgConnectOptions {
         let milliseconds = |time: Duration| time.as_millis().to_string();
-        self.0.clone().application_name("tako-vm").options([
+        let options = self.0.clone().application_name("tako-vm").options([
             ("search_path", SCHEMA.to_owned()),
             ("statement_timeout", milliseconds(STATEMENT)),
             ("lock_timeout", milliseconds(LOCK)),
@@ -137,7 +156,18 @@ impl Database {
             ("client_min_messages", "warning".to_owned()),
             // A result that was told is on disk, whatever the server's default is.
             ("synchronous_commit", "on".to_owned()),
-        ])
+        ]);
+        // A connection keeps its plans, and there is an index for whatever a statement looks for: none shall
+        // read whole tables for as long as it lives because they were small when it came.
+        let others = [
+            "enable_seqscan",
+            "enable_bitmapscan",
+            "enable_hashjoin",
+            "enable_mergejoin",
+            "enable_sort",
+            "jit",
+        ];
+        options.options(others.map(|way| (way, "off")))
     }
 }
 
@@ -157,7 +187,11 @@ impl Store {
             .before_acquire(|connection, _| Box::pin(still_answers(connection)))
             .after_release(|connection, _| Box::pin(still_answers(connection)))
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self {
+            arrivals: Together::begin(&pool),
+            endings: Together::begin(&pool),
+            pool,
+        })
     }
 
     /// Closes all connections, and waits for those that are in use.

@@ -18,8 +18,10 @@
 //!
 //! So a job runs at least once, and exactly one result of it is recorded.
 
+use super::arrivals::Arrival;
+use super::endings::Ending;
 use super::{CONNECT, Store, StoreError};
-use crate::job::{InputFile, JobRequest, Outcome, Skipped, Status, milliseconds};
+use crate::job::{InputFile, JobRequest, Outcome, Status};
 use sqlx::postgres::types::PgInterval;
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
@@ -277,16 +279,12 @@ fn interval(time: Duration) -> PgInterval {
     }
 }
 
-fn in_milliseconds(time: Option<Duration>) -> Option<i64> {
-    time.map(|time| i64::try_from(milliseconds(time)).unwrap_or(i64::MAX))
-}
-
 fn from_milliseconds(time: Option<i64>) -> Option<Duration> {
     time.map(|time| Duration::from_millis(time.unsigned_abs()))
 }
 
 /// Text that PostgreSQL takes: it knows no NUL.
-fn without_nul(text: &str) -> String {
+pub(super) fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
@@ -304,7 +302,8 @@ impl Store {
         worker: Option<&Worker>,
     ) -> Result<Enqueued, StoreError> {
         let token = worker.map(|_| Uuid::new_v4());
-        if self.insert(job, most, worker.zip(token)).await? {
+        let arrival = Arrival::new(job, most, worker.zip(token));
+        if self.arrivals.write(arrival).await? {
             return Ok(match token {
                 Some(token) => Enqueued::Claimed(Box::new(Claim {
                     held: Held {
@@ -322,59 +321,6 @@ impl Store {
             Some(idempotency) => self.known(&job.owner, idempotency).await,
             None => Ok(Enqueued::Full),
         }
-    }
-
-    async fn insert(
-        &self,
-        job: &Submission,
-        most: Option<u32>,
-        worker: Option<(&Worker, Uuid)>,
-    ) -> Result<bool, StoreError> {
-        let request = &job.request;
-        let (names, bytes): (Vec<_>, Vec<_>) = request
-            .files
-            .iter()
-            .map(|file| (file.name.clone(), file.bytes.clone()))
-            .unzip();
-        let environment = serde_json::to_value(&request.environment).unwrap_or_default();
-        let idempotency = job.idempotency.as_ref();
-        let taken = sqlx::query_file_scalar!(
-            "src/store/queries/enqueue.sql",
-            most.map(i64::from),
-            worker.map(|(_, token)| token),
-            job.id,
-            job.priority,
-            job.owner,
-            job.job_type,
-            idempotency.map(|idempotency| &idempotency.key),
-            idempotency.map(|idempotency| &idempotency.fingerprint[..]),
-            job.correlation_id,
-            job.client_address,
-            job.parent.as_ref().map(|parent| &parent.id),
-            job.parent.as_ref().map(|parent| parent.relationship.name()),
-            job.max_attempts,
-            worker.map(|(worker, _)| &worker.name),
-            worker.map(|(worker, _)| interval(worker.lease)),
-            request.code,
-            request.input.as_deref().unwrap_or("{}"),
-            &job.code_sha256[..],
-            &job.input_sha256[..],
-            &job.requirements,
-            job.image,
-            environment,
-            request.memory_bytes.map(u64::cast_signed),
-            request.millicpus.map(u32::cast_signed),
-            in_milliseconds(request.timeout),
-            in_milliseconds(request.startup_timeout),
-            job.network,
-            job.repeatable,
-            &names,
-            &bytes,
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(StoreError::query("take a job into the queue"))?;
-        Ok(taken.is_some())
     }
 
     /// What stands in the way of a submission: its key, or that there was no room.
@@ -462,52 +408,7 @@ impl Store {
     /// [`StoreError::Query`]: then it is not known whether it was recorded, and to say it again does no
     /// harm.
     pub async fn finish(&self, held: &Held, ended: Ended<'_>) -> Result<Written, StoreError> {
-        let row = Row::of(ended);
-        let outcome = ended.outcome;
-        let (names, sizes, digests) = files(outcome);
-        let written = sqlx::query_file_scalar!(
-            "src/store/queries/finish.sql",
-            held.id,
-            held.token,
-            row.state,
-            outcome.id,
-            outcome.runtime.as_ref(),
-            ended.image,
-            outcome.timing.start.name(),
-            outcome.termination.exit_code().map(i16::from),
-            outcome.stdout.bytes,
-            outcome.stdout.total.cast_signed(),
-            outcome.stderr.bytes,
-            outcome.stderr.total.cast_signed(),
-            row.result,
-            row.result_error,
-            row.error_type,
-            row.error_message,
-            row.error_phase,
-            outcome.timing.phase_at_exit,
-            row.started_at,
-            row.ended_at,
-            outcome.timing.sandbox_ms.cast_signed(),
-            outcome.timing.startup_ms.map(u64::cast_signed),
-            outcome.timing.execution_ms.map(u64::cast_signed),
-            outcome.timing.total_ms.cast_signed(),
-            outcome.usage.max_rss_mb,
-            outcome.usage.cpu_time_ms.cast_signed(),
-            outcome.usage.wall_time_ms.cast_signed(),
-            outcome.usage.oom_kills.cast_signed(),
-            outcome.artifacts_truncated,
-            row.skipped,
-            &names,
-            &sizes,
-            &digests,
-        )
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(StoreError::query("record how a job ended"))?;
-        Ok(match written {
-            Some(_) => Written::Yes,
-            None => Written::Stale,
-        })
+        self.endings.write(Ending::new(held, ended)).await
     }
 
     /// Gives an attempt back that has no result: its job waits again, or has failed if that was the last
@@ -697,61 +598,4 @@ fn environment(value: serde_json::Value) -> Result<Vec<(String, String)>, StoreE
     serde_json::from_value(value).map_err(|error| StoreError::Unknown {
         what: format!("its environment: {error}"),
     })
-}
-
-/// What of an ending is not taken over as it is.
-struct Row {
-    state: &'static str,
-    result: Option<String>,
-    result_error: Option<String>,
-    error_type: Option<&'static str>,
-    error_message: Option<String>,
-    error_phase: Option<&'static str>,
-    /// Microseconds since 1970.
-    started_at: f64,
-    ended_at: f64,
-    skipped: serde_json::Value,
-}
-
-impl Row {
-    fn of(ended: Ended<'_>) -> Self {
-        let Ended {
-            outcome, result, ..
-        } = ended;
-        let error = outcome
-            .termination
-            .error(outcome.exception.as_ref(), outcome.timing.phase_at_exit);
-        let skipped = outcome.artifacts_skipped.iter();
-        let skipped = skipped.map(|Skipped { name, reason }| {
-            serde_json::json!({ "name": without_nul(name), "reason": without_nul(reason) })
-        });
-        Self {
-            state: State::Ended(outcome.termination.status()).name(),
-            result: result.and_then(Result::ok).map(str::to_owned),
-            result_error: result.and_then(Result::err).map(without_nul),
-            error_type: error.as_ref().map(|error| error.kind),
-            error_phase: error.as_ref().and_then(|error| error.phase),
-            error_message: error.map(|error| without_nul(&error.message)),
-            started_at: microseconds(outcome.started_at),
-            ended_at: microseconds(outcome.ended_at),
-            skipped: skipped.collect(),
-        }
-    }
-}
-
-/// A double holds microseconds exactly until the year 2255.
-#[expect(clippy::cast_precision_loss, reason = "see above")]
-fn microseconds(at: jiff::Timestamp) -> f64 {
-    at.as_microsecond() as f64
-}
-
-/// Names, sizes and digests of the files of a job.
-fn files(outcome: &Outcome) -> (Vec<String>, Vec<i64>, Vec<String>) {
-    let mut all = (Vec::new(), Vec::new(), Vec::new());
-    for file in &outcome.artifacts {
-        all.0.push(file.name.clone());
-        all.1.push(file.size_bytes.cast_signed());
-        all.2.push(file.sha256.clone());
-    }
-    all
 }

@@ -160,6 +160,126 @@ async fn a_full_queue_refuses_and_leaves_the_key_free() {
 }
 
 #[tokio::test]
+async fn of_many_that_come_at_once_as_many_are_taken_as_there_is_room_for() {
+    let (store, _url) = cluster::store().await;
+    let tasks = (0..100).map(|number| {
+        let store = store.clone();
+        let job = job_of(&format!("job-{number}"), &format!("owner-{}", number % 3));
+        tokio::spawn(async move { store.enqueue(&job, Some(10), None).await.unwrap() })
+    });
+    let (mut queued, mut full) = (0, 0);
+    for task in tasks.collect::<Vec<_>>() {
+        match task.await.unwrap() {
+            Enqueued::Queued => queued += 1,
+            Enqueued::Full => full += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((queued, full), (10, 90));
+}
+
+#[tokio::test]
+async fn what_the_database_refuses_does_not_stand_in_the_way_of_what_comes_with_it() {
+    let (store, _url) = cluster::store().await;
+    let enqueue = |number: u32| {
+        let store = store.clone();
+        let mut job = full_job(&format!("job-{number}"));
+        if number == 7 {
+            "no name".clone_into(&mut job.id);
+        }
+        tokio::spawn(async move { store.enqueue(&job, None, Some(&worker("w"))).await })
+    };
+    let mut claims = Vec::new();
+    for (number, task) in (0..20)
+        .map(enqueue)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .enumerate()
+    {
+        match task.await.unwrap() {
+            Ok(Enqueued::Claimed(claim)) => claims.push(claim),
+            Err(error) => assert!(number == 7 && error.is_about_the_data(), "{error:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(claims.len(), 19);
+    let finish = |claim: Box<Claim>| {
+        let store = store.clone();
+        let mut outcome = outcome(Termination::Exited(0));
+        if claim.held.id == "job-3" {
+            outcome.artifacts[0].sha256 = "none".to_owned();
+        }
+        tokio::spawn(async move { store.finish(&claim.held, ended(&outcome)).await })
+    };
+    let finished = claims.into_iter().map(finish).collect::<Vec<_>>();
+    let mut refused = 0;
+    for task in finished {
+        match task.await.unwrap() {
+            Ok(written) => assert_eq!(written, Written::Yes),
+            Err(error) => {
+                assert!(error.is_about_the_data(), "{error:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(refused, 1);
+    assert_eq!(state(&store, "job-3").await, State::Running);
+    assert_eq!(
+        state(&store, "job-4").await,
+        State::Ended(Status::Succeeded)
+    );
+    assert_eq!(store.depth().await.unwrap().running, 1);
+}
+
+#[tokio::test]
+async fn what_several_have_left_and_brought_is_not_mixed_up() {
+    let (store, _url) = cluster::store().await;
+    let tasks = (0..30).map(|number: u8| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut job = full_job(&format!("job-{number}"));
+            job.request.code = format!("print({number})");
+            job.request.files.truncate(usize::from(number % 3));
+            job.request
+                .files
+                .iter_mut()
+                .for_each(|file| file.bytes.push(number));
+            store.enqueue(&job, None, None).await.unwrap();
+            job
+        })
+    });
+    let mut sent = Vec::new();
+    for task in tasks.collect::<Vec<_>>() {
+        sent.push(task.await.unwrap());
+    }
+    let claims = store.claim(&worker("w"), 30).await.unwrap();
+    assert_eq!(claims.len(), 30);
+    let finished = claims.into_iter().map(|claim| {
+        let sent = sent.iter().find(|job| job.id == claim.held.id).unwrap();
+        assert_eq!(
+            format!("{:?}", claim.request),
+            format!("{:?}", sent.request)
+        );
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut outcome = outcome(Termination::Exited(0));
+            outcome.stdout.bytes = claim.held.id.clone().into_bytes();
+            outcome.artifacts[0].name.clone_from(&claim.held.id);
+            store.finish(&claim.held, ended(&outcome)).await.unwrap();
+        })
+    });
+    for task in finished.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    for job in sent {
+        let left = store.entry(&job.id).await.unwrap().unwrap().left.unwrap();
+        assert_eq!(left.stdout.bytes, job.id.as_bytes());
+        assert_eq!(left.artifacts.len(), 1);
+        assert_eq!(left.artifacts[0].name, job.id);
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_is_claimed_as_it_comes_is_nobody_elses() {
     let (store, _url) = cluster::store().await;
     let claimed = store

@@ -56,9 +56,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_queued ON jobs (priority DESC, turn, number) WHERE state = 'queued';
 -- Where the last job of an owner stands.
 CREATE INDEX jobs_queued_of_owner ON jobs (owner, turn DESC) WHERE state = 'queued';
--- All that run are looked through for those that are lost: there are few. Nothing that a heartbeat
--- changes is in an index.
-CREATE INDEX jobs_running ON jobs (worker) WHERE state = 'running';
+-- Those that run are few: their workers find them here, and all of them are looked through for those that
+-- are lost. Nothing that a heartbeat changes is in an index.
+CREATE INDEX jobs_running ON jobs (id) WHERE state = 'running';
 CREATE UNIQUE INDEX jobs_idempotency ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX jobs_created ON jobs (created_at DESC, number DESC);
