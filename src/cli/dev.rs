@@ -30,7 +30,6 @@ const ANSWER: Duration = Duration::from_mins(1);
 /// It needs no configuration and goes on until `down`. `tako-vm server` has a database of its own without
 /// it; this one is for several servers on this host, or for programs that look at the tables.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     /// Where it lies, below `dev`
     #[arg(long, global = true, value_name = "DIR", env = config::DATA_DIR_VARIABLE)]

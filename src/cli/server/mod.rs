@@ -47,7 +47,6 @@ const AT_ONCE: u32 = 1000;
 /// and where no supervisor listens, root's process is that. SIGTERM and SIGINT let running jobs end, for
 /// `drain_seconds`; a second one gives them back to the queue.
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Arguments {
     /// The address to listen on [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
