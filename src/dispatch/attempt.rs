@@ -1,7 +1,7 @@
 //! One attempt of one job: the supervisor runs it, and how that ended is recorded.
 
 use super::journal::{COLLECTED, Entry};
-use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart};
+use super::{Attempt, EndedHere, JournalError, MAX_PAUSE, Shared, Why, about, heart};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
 use crate::store::queue::{Claim, Ended, Held, Release, Written};
@@ -77,8 +77,15 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.shared.attempts().remove(&self.held);
+        self.shared.tell_of_the_end(&self.held, false);
+    }
+}
+
+impl Shared {
+    fn tell_of_the_end(&self, held: &Held, is_recorded: bool) {
+        let id = held.id.clone();
         // Nobody has to wait for it.
-        drop(self.shared.ends.send(self.held.id.clone()));
+        drop(self.ends.send(EndedHere { id, is_recorded }));
     }
 }
 
@@ -261,6 +268,9 @@ async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
                 result: entry.result(),
             };
             let written = shared.store.finish(&entry.held(), ended).await?;
+            if written == Written::Yes {
+                shared.tell_of_the_end(&entry.held(), true);
+            }
             shared.journal.forget(entry);
             Ok(written)
         }

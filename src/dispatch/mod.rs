@@ -94,8 +94,8 @@ struct Shared {
     work: Notify,
     /// Somebody may want something that runs here to end.
     beat: Notify,
-    /// Names of jobs that have ended here.
-    ends: broadcast::Sender<String>,
+    /// What has ended here.
+    ends: broadcast::Sender<EndedHere>,
     /// Nothing is claimed before.
     pause: Mutex<Instant>,
     /// Files of a job could not be kept, and nothing is claimed until some can.
@@ -104,6 +104,15 @@ struct Shared {
     drain: CancellationToken,
     /// Nothing more is done.
     stop: CancellationToken,
+}
+
+/// An attempt that does not run here any more.
+#[derive(Debug, Clone)]
+struct EndedHere {
+    /// Of its job.
+    id: String,
+    /// Its result is that of its job.
+    is_recorded: bool,
 }
 
 /// An attempt that runs here.
@@ -280,9 +289,20 @@ impl Dispatcher {
                     Some(standing) if standing.ended_at.is_none() => {}
                     _ => return Ok(()),
                 }
-                let heard = async { while ends.recv().await.is_ok_and(|ended| ended != id) {} };
+                let heard = async {
+                    loop {
+                        match ends.recv().await {
+                            Ok(ended) if ended.id == id => return ended.is_recorded,
+                            Ok(_) => {}
+                            // Some were missed, and it may have been among them.
+                            Err(_) => return false,
+                        }
+                    }
+                };
                 tokio::select! {
-                    () = heard => {}
+                    is_recorded = heard => if is_recorded {
+                        return Ok(());
+                    },
                     () = sleep(about(LOOK)) => {}
                 }
             }

@@ -39,6 +39,9 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(15);
 /// How long to wait for a connection: to make one, or for one of the pool to be free.
 const CONNECT: Duration = Duration::from_secs(5);
 
+/// A connection that has answered within this time is taken to be alive.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// How long a connection may take to show that it is alive: it leaves time to make another one.
 const ALIVE: Duration = Duration::from_secs(2);
 
@@ -184,7 +187,11 @@ impl Store {
             .acquire_timeout(CONNECT)
             // In the place of sqlx's own look, which has no bound.
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(still_answers(connection)))
+            .before_acquire(|connection, meta| {
+                Box::pin(
+                    async move { Ok(meta.idle_for < FRESH || still_answers(connection).await?) },
+                )
+            })
             .after_release(|connection, _| Box::pin(still_answers(connection)))
             .connect_lazy_with(options);
         Ok(Self {
