@@ -414,7 +414,7 @@ fn an_exported_image_is_set_up_from_its_archive_and_then_is_up_to_date() {
     for arguments in [&from[..], &[]] {
         let output = setup(&state, arguments);
         let printed = text(&output.stdout);
-        assert_eq!(printed.matches("up to date").count(), 2, "{output:?}");
+        assert_eq!(printed.matches("up to date").count(), 3, "{output:?}");
         assert_eq!(listing(&state), before);
     }
 }
