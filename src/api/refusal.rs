@@ -2,7 +2,6 @@
 
 use crate::job::one_line;
 use crate::store::StoreError;
-use crate::store::files::FilesError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -114,12 +113,6 @@ impl From<StoreError> for Refusal {
                         submission with an idempotency_key";
             return Self::unavailable(what);
         }
-        Self::internal(&error)
-    }
-}
-
-impl From<FilesError> for Refusal {
-    fn from(error: FilesError) -> Self {
         Self::internal(&error)
     }
 }

@@ -1,6 +1,6 @@
 //! `tako-vm dev`: a PostgreSQL to develop with, which goes on when the command has ended.
 
-use super::unprivileged::Unprivileged;
+use super::unprivileged::{self, Unprivileged};
 use super::{Failure, full_runtime};
 use crate::config::{self, Overrides, Server};
 use crate::postgres::{Place, Postgres};
@@ -69,15 +69,14 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<u8, Fail
         ..Overrides::default()
     };
     if privilege::require_none().is_err() {
+        super::require_root("dev")?;
         let user = Unprivileged::prepare(overrides, file)?;
         let command = user.command(&["dev", arguments.command.name()], file);
         return full_runtime()?.block_on(async { user.start(command)?.attend().await });
     }
     let config = Server::load(file, overrides);
     let config = config.map_err(|error| Failure::usage(&error))?;
-    let data = config.data_dir().map_err(|error| Failure::usage(&error))?;
-    let data = std::path::absolute(data)
-        .map_err(|error| Failure::io("cannot find out where the data directory is", &error))?;
+    let data = unprivileged::data_dir(&config)?;
     let place = Place {
         directory: data.join("dev"),
         sockets: data.join("dev/run"),

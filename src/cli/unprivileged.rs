@@ -26,10 +26,19 @@ pub(super) struct Started {
     handle: PidFd,
 }
 
+/// Where the data of this user lie.
+pub(super) fn data_dir(config: &Server) -> Result<PathBuf, Failure> {
+    absolute(&config.data_dir().map_err(|error| Failure::usage(&error))?)
+}
+
+fn absolute(data: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(data)
+        .map_err(|error| Failure::io("cannot find out where the data directory is", &error))
+}
+
 impl Unprivileged {
-    /// Makes the directory, which the command line names, or root's configuration.
+    /// For root alone. Makes the directory, which the command line names, or root's configuration.
     pub(super) fn prepare(overrides: Overrides, file: Option<&Path>) -> Result<Self, Failure> {
-        super::require_root("server")?;
         let ids = account::ids(USER).map_err(|error| Failure::ours(&error))?;
         let (uid, gid) = ids.ok_or_else(|| Failure {
             hint: Some("`tako-vm setup` makes it".to_owned()),
@@ -41,8 +50,7 @@ impl Unprivileged {
             Server::load_as_root(file, overrides).map_err(|error| Failure::usage(&error))?;
         let data = config.data_dir.as_deref();
         let data = data.unwrap_or(Path::new(config::DEFAULT_DATA_DIR));
-        let data = std::path::absolute(data)
-            .map_err(|error| Failure::io("cannot find out where the data directory is", &error))?;
+        let data = absolute(data)?;
         let user = Self { data, uid, gid };
         user.own(&user.data)?;
         Ok(user)

@@ -227,12 +227,7 @@ impl Server {
         let Some(path) = named.or_else(usual) else {
             return Self::parse("", Path::new(DEFAULT_FILE), &variable, overrides);
         };
-        let text = fs::read_to_string(&path);
-        let text = text.map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        Self::parse(&text, &path, &variable, overrides)
+        Self::parse(&read(&path)?, &path, &variable, overrides)
     }
 
     /// Reads `file`, or [`DEFAULT_FILE`] where there is one, and no other: for root, who does not follow
@@ -244,13 +239,8 @@ impl Server {
         Config::load(file)?;
         let default = Path::new(DEFAULT_FILE);
         let file = file.or_else(|| default.exists().then_some(default));
-        let text = file.map(fs::read_to_string).transpose();
-        let path = file.unwrap_or(default);
-        let text = text.map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text.unwrap_or_default(), path, &variable, overrides)
+        let text = file.map(read).transpose()?.unwrap_or_default();
+        Self::parse(&text, file.unwrap_or(default), &variable, overrides)
     }
 
     fn parse(
@@ -275,6 +265,13 @@ impl Server {
         keys.check_controls()?;
         keys.check(Config::parse(text, path)?.maxima, overrides)
     }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The first of the usual places where there is a file, or something that is meant to be one.

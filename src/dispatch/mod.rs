@@ -342,19 +342,9 @@ impl Dispatcher {
         connected.await.unwrap_or(false)
     }
 
-    /// What keeps this server from running jobs, each in one sentence.
-    pub async fn obstacles(&self) -> Vec<String> {
-        let mut obstacles = Vec::new();
-        if self.is_draining() {
-            obstacles.push("the server is about to end".to_owned());
-        }
-        if self.shared.is_full.load(Ordering::Relaxed) {
-            obstacles.push("the files of jobs cannot be kept: the disk may be full".to_owned());
-        }
-        if !self.supervisor_answers().await {
-            obstacles.push("the supervisor does not answer".to_owned());
-        }
-        obstacles
+    /// Whether files of a job could not be kept, and nothing is claimed until some can.
+    pub fn is_full(&self) -> bool {
+        self.shared.is_full.load(Ordering::Relaxed)
     }
 
     /// Claims nothing more, and waits for what runs, at most so long; what runs then still is given back

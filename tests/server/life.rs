@@ -1,8 +1,8 @@
 //! One server: what it answers, how it ends, and what is still there when it is started again.
 
-use crate::host::{on_this_host, processes_that_mention};
+use crate::host::on_this_host;
 use crate::http;
-use crate::process::{Options, Server, assert_nothing_of, ground, kill};
+use crate::process::{Options, Server, assert_none_of, assert_nothing_of, ground, kill};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fs;
@@ -271,22 +271,9 @@ fn one_process_that_dies_takes_the_others_along() {
         let data = server.data.clone();
         let (found, said) = server.ended();
         assert_eq!(found, code, "{said}");
-        assert_nothing_of_but_the_database(&data);
-        // The next start ends what the death of the server has left.
+        // Its database is ended by the next start.
+        assert_none_of(&data, |line| !line.contains("postgres -D"));
         Server::start(ground.path(), &Options::default()).stop();
-    }
-}
-
-fn assert_nothing_of_but_the_database(data: &Path) {
-    let late = Instant::now() + on_this_host(Duration::from_secs(20));
-    loop {
-        let mut left = processes_that_mention(data.to_str().unwrap());
-        left.retain(|line| !line.contains("postgres -D"));
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < late, "{left:?}");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -154,9 +154,15 @@ pub(crate) fn kill(pid: Pid, signal: Signal) {
 
 /// Neither processes that serve it nor those of its database.
 pub(crate) fn assert_nothing_of(data: &Path) {
+    assert_none_of(data, |_| true);
+}
+
+/// Those of them that are meant, by their command lines, have ended or do so soon.
+pub(crate) fn assert_none_of(data: &Path, is_meant: fn(&str) -> bool) {
     let late = Instant::now() + on_this_host(Duration::from_secs(20));
     loop {
-        let left = processes_that_mention(data.to_str().unwrap());
+        let mut left = processes_that_mention(data.to_str().unwrap());
+        left.retain(|line| is_meant(line));
         if left.is_empty() {
             return;
         }

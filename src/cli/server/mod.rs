@@ -2,7 +2,7 @@
 
 mod lead;
 
-use super::{Failure, absolute, full_runtime, supervisor};
+use super::{Failure, absolute, full_runtime, supervisor, unprivileged};
 use crate::api::{self, Api};
 use crate::config::{self, Config, Overrides, Server};
 use crate::dispatch::{self, Dispatcher};
@@ -160,9 +160,7 @@ async fn serve(arguments: &Arguments, file: Option<&Path>) -> Result<(), Failure
 
 /// The server's own tree.
 fn data_dir(config: &Server) -> Result<PathBuf, Failure> {
-    let data = config.data_dir().map_err(|error| Failure::usage(&error))?;
-    let data = std::path::absolute(data)
-        .map_err(|error| Failure::io("cannot find out where the data directory is", &error))?;
+    let data = unprivileged::data_dir(config)?;
     for directory in [&data, &data.join("files"), &data.join("jobs")] {
         place::directory(directory).map_err(|error| Failure::ours(&error))?;
     }
