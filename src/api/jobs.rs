@@ -4,6 +4,7 @@ use super::Api;
 use super::fields::wrong_query;
 use super::record::{JobStatus, Record, View};
 use super::refusal::Refusal;
+use crate::dispatch::Waited;
 use crate::job::Status;
 use crate::store::queue::{Cancelled, State as JobState};
 use axum::Json;
@@ -42,7 +43,7 @@ pub(super) async fn result(
 ) -> Result<Json<Record>, Refusal> {
     let wait = patience(&query)?;
     if let Some(patience) = wait
-        && !api.dispatcher.wait(&id, patience).await?
+        && api.dispatcher.waiter().wait(&id, false, patience).await? == Waited::InVain
     {
         return Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -1,7 +1,7 @@
 //! What is told of a job: short, as an answer to who has waited, or as its record.
 
-use crate::job::{Captured, timestamp, timestamp_if_any};
-use crate::store::history::{Entry, Failure, File, Left, Run, Standing};
+use crate::job::{timestamp, timestamp_if_any};
+use crate::store::history::{End, Entry, Failure, File, Left, Run, Standing};
 use crate::store::queue::State;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -171,20 +171,6 @@ impl From<File> for Artifact {
     }
 }
 
-/// What a job has left that has left nothing so far.
-fn nothing() -> Left {
-    Left {
-        run: None,
-        failure: None,
-        stdout: Captured::default(),
-        stderr: Captured::default(),
-        output: None,
-        output_error: None,
-        artifacts: Vec::new(),
-        artifacts_truncated: false,
-    }
-}
-
 /// It was checked before it was stored.
 fn json(output: Option<String>) -> Option<Box<RawValue>> {
     RawValue::from_string(output?).ok()
@@ -201,22 +187,33 @@ fn between(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<i64> {
 
 impl Executed {
     /// Of a job that has ended.
-    pub(super) fn of(entry: Entry) -> Self {
-        let left = entry.left.map_or_else(nothing, |left| *left);
-        let took = between(entry.started_at, entry.ended_at).unwrap_or_default();
+    pub(super) fn recorded(entry: Entry) -> Self {
+        let end = End {
+            state: entry.state,
+            started_at: entry.started_at,
+            ended_at: entry.ended_at,
+            left: entry.left.map_or_else(Left::default, |left| *left),
+        };
+        Self::of(entry.id, entry.job_type, &end)
+    }
+
+    /// Of the job of this name, which has ended like this.
+    pub(super) fn of(execution_id: String, job_type: String, end: &End) -> Self {
+        let (left, run) = (&end.left, end.left.run.as_ref());
+        let took = between(end.started_at, end.ended_at).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of some hours")]
         let execution_time = took as f64 / 1e3;
         Self {
-            success: entry.state.name() == "succeeded",
-            output: json(left.output),
+            success: end.state.name() == "succeeded",
+            output: json(left.output.clone()),
             execution_time,
             stdout: left.stdout.text(),
             stderr: left.stderr.text(),
-            exit_code: left.run.as_ref().and_then(|run| run.exit_code),
-            error: left.failure.map(|failure| failure.message),
-            job_type: entry.job_type,
-            execution_id: entry.id,
-            runtime: left.run.map(|run| run.runtime),
+            exit_code: run.and_then(|run| run.exit_code),
+            error: left.failure.as_ref().map(|failure| failure.message.clone()),
+            job_type,
+            execution_id,
+            runtime: run.map(|run| run.runtime.clone()),
         }
     }
 }
@@ -239,7 +236,7 @@ impl JobStatus {
 
 impl Record {
     pub(super) fn of(entry: Entry, view: View) -> Self {
-        let left = entry.left.map_or_else(nothing, |left| *left);
+        let left = entry.left.map_or_else(Left::default, |left| *left);
         let (stdout, stderr) = (left.stdout.text(), left.stderr.text());
         let usage = left.run.as_ref().map(|run| Usage {
             max_rss_mb: run.usage.max_rss_mb,

@@ -5,6 +5,7 @@ use super::record::Executed;
 use super::refusal::Refusal;
 use super::{Api, Correlation};
 use crate::config::DEFAULT_IMAGE;
+use crate::dispatch::Waited;
 use crate::job::{JobRequest, JobSpec, canonical};
 use crate::store::queue::{Enqueued, Idempotency, State as JobState, Submission};
 use axum::Json;
@@ -74,16 +75,22 @@ pub(super) async fn execute(
     let wanted = api.wanted("api-", &whole(body)?, sender)?;
     api.accepts()?;
     let most = Some(api.settings.max_queue_size);
+    let waiter = api.dispatcher.waiter();
     let enqueued = api.dispatcher.submit_at_once(&wanted.job, most).await?;
+    let is_here = matches!(enqueued, Enqueued::Claimed(_));
     let (id, _) = accepted(&wanted.job, enqueued)?;
     let patience = wanted.longest + WAIT;
-    if !api.dispatcher.wait(&id, patience).await? {
-        return Err(Refusal::unavailable(format!(
+    match waiter.wait(&id, is_here, patience).await? {
+        // The job is the one that was sent.
+        Waited::Ended(Some(end)) => Ok(Json(Executed::of(id, wanted.job.job_type, &end))),
+        Waited::Ended(None) => {
+            let entry = api.store.entry(&id).await?.ok_or_else(Refusal::no_job)?;
+            Ok(Json(Executed::recorded(entry)))
+        }
+        Waited::InVain => Err(Refusal::unavailable(format!(
             "The job {id} has not ended within {patience:?}, and goes on: GET /jobs/{id}/result tells its end"
-        )));
+        ))),
     }
-    let entry = api.store.entry(&id).await?.ok_or_else(Refusal::no_job)?;
-    Ok(Json(Executed::of(entry)))
 }
 
 /// Takes a job in and answers at once.

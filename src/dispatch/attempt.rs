@@ -1,10 +1,12 @@
 //! One attempt of one job: the supervisor runs it, and how that ended is recorded.
 
 use super::journal::{COLLECTED, Entry};
-use super::{Attempt, EndedHere, JournalError, MAX_PAUSE, Shared, Why, about, heart};
+use super::wait::EndedHere;
+use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
-use crate::store::queue::{Claim, Ended, Held, Release, Written};
+use crate::store::history::End;
+use crate::store::queue::{Claim, Ended, Held, Release};
 use crate::supervisor::connection::{ConnectionError, Output};
 use crate::supervisor::wire::{RefusalCode, Run};
 use std::error::Error;
@@ -12,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tempfile::TempDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -77,15 +80,15 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.shared.attempts().remove(&self.held);
-        self.shared.tell_of_the_end(&self.held, false);
+        self.shared.tell_of_the_end(&self.held, None);
     }
 }
 
 impl Shared {
-    fn tell_of_the_end(&self, held: &Held, is_recorded: bool) {
-        let id = held.id.clone();
+    fn tell_of_the_end(&self, held: &Held, end: Option<End>) {
+        let (id, end) = (held.id.clone(), end.map(Arc::new));
         // Nobody has to wait for it.
-        drop(self.ends.send(EndedHere { id, is_recorded }));
+        drop(self.ends.send(EndedHere { id, end }));
     }
 }
 
@@ -134,12 +137,16 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
     drop(parts);
     let nobody: Option<mpsc::Sender<Output>> = None;
     let ended = submitted.attend(nobody, &attempt.cancel).await?;
-    let directory = tempfile::Builder::new()
-        .prefix(COLLECTED)
-        .tempdir_in(&shared.settings.directory)
-        .map_err(Failure::Read)?;
     let end = ended.end().clone();
-    let (outcome, connection) = ended.collect(directory.path(), &attempt.cancel).await?;
+    let directory = if end.artifacts.is_empty() {
+        None
+    } else {
+        Some(collected(shared).map_err(Failure::Read)?)
+    };
+    let place = directory
+        .as_ref()
+        .map_or(&*shared.settings.directory, TempDir::path);
+    let (outcome, connection) = ended.collect(place, &attempt.cancel).await?;
     if !attempt.cancel.is_cancelled() {
         shared.supervisor.put_back(connection);
     }
@@ -147,6 +154,13 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
         shared.files.keep(&file.path, &file.sha256).await?;
     }
     Entry::new(claim.held, end, &outcome).map_err(Failure::Read)
+}
+
+/// A directory for the files that a job has left.
+fn collected(shared: &Shared) -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(COLLECTED)
+        .tempdir_in(&shared.settings.directory)
 }
 
 /// Files that a job has left cannot be kept: a disk is full, or the store of files is away. What comes next
@@ -251,15 +265,19 @@ async fn hand_over(shared: &Shared, entry: &Entry) {
     insist(shared, Word::Result(entry)).await;
 }
 
-async fn say(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
+async fn say(shared: &Shared, word: Word<'_>) -> Result<(), StoreError> {
     let told = tell(shared, word);
     shared.reach.within("record an attempt", told).await
 }
 
-async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
+async fn tell(shared: &Shared, word: Word<'_>) -> Result<(), StoreError> {
     match word {
-        Word::Refused(held, why) => shared.store.refuse(held, "config_error", why).await,
-        Word::GivenBack(held, release) => shared.store.release(held, release).await,
+        Word::Refused(held, why) => {
+            shared.store.refuse(held, "config_error", why).await?;
+        }
+        Word::GivenBack(held, release) => {
+            shared.store.release(held, release).await?;
+        }
         Word::Result(entry) => {
             let outcome = entry.outcome();
             let ended = Ended {
@@ -267,14 +285,14 @@ async fn tell(shared: &Shared, word: Word<'_>) -> Result<Written, StoreError> {
                 image: entry.image(),
                 result: entry.result(),
             };
-            let written = shared.store.finish(&entry.held(), ended).await?;
-            if written == Written::Yes {
-                shared.tell_of_the_end(&entry.held(), true);
+            let end = shared.store.finish(&entry.held(), ended).await?;
+            if end.is_some() {
+                shared.tell_of_the_end(&entry.held(), end);
             }
             shared.journal.forget(entry);
-            Ok(written)
         }
     }
+    Ok(())
 }
 
 /// Says something to the database until it has heard it, or there is no sense in it any more.
@@ -302,7 +320,7 @@ async fn insist(shared: &Shared, word: Word<'_>) {
 pub(super) async fn hand_over_what_waits(shared: &Shared) -> Result<(), JournalError> {
     for entry in shared.journal.read()? {
         match say(shared, Word::Result(&entry)).await {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(error) if error.is_about_the_connection() => break,
             Err(error) if error.is_about_the_data() => {
                 heart::warn("the database refuses a result, which is put aside", &error);

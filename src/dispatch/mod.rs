@@ -15,8 +15,10 @@ mod attempt;
 mod heart;
 mod journal;
 mod reach;
+mod wait;
 
 pub use journal::JournalError;
+pub use wait::{Waited, Waiter};
 
 use crate::store::files::Files;
 use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
@@ -34,8 +36,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use wait::EndedHere;
 
 /// How often the queue is looked at when nobody says that something has come.
 const POLL: Duration = Duration::from_millis(500);
@@ -104,15 +107,8 @@ struct Shared {
     drain: CancellationToken,
     /// Nothing more is done.
     stop: CancellationToken,
-}
-
-/// An attempt that does not run here any more.
-#[derive(Debug, Clone)]
-struct EndedHere {
-    /// Of its job.
-    id: String,
-    /// Its result is that of its job.
-    is_recorded: bool,
+    /// A task has failed without which nothing goes on.
+    broken: CancellationToken,
 }
 
 /// An attempt that runs here.
@@ -196,6 +192,7 @@ impl Dispatcher {
             is_full: AtomicBool::new(false),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
+            broken: CancellationToken::new(),
             // With fewer beats than one missed, everybody is still heard of in time.
             reach: Reach::new(store.clone(), settings.lease / 3),
             store,
@@ -207,10 +204,11 @@ impl Dispatcher {
         });
         attempt::hand_over_what_waits(&shared).await?;
         let tasks = TaskTracker::new();
-        tasks.spawn(claims(Arc::clone(&shared), tasks.clone()));
-        tasks.spawn(heart::beats(Arc::clone(&shared)));
-        tasks.spawn(heart::rescues(Arc::clone(&shared)));
-        tasks.spawn(heart::notices(Arc::clone(&shared)));
+        let alarm = || shared.broken.clone().drop_guard();
+        tasks.spawn(vital(alarm(), claims(Arc::clone(&shared), tasks.clone())));
+        tasks.spawn(vital(alarm(), heart::beats(Arc::clone(&shared))));
+        tasks.spawn(vital(alarm(), heart::rescues(Arc::clone(&shared))));
+        tasks.spawn(vital(alarm(), heart::notices(Arc::clone(&shared))));
         Ok(Self { shared, tasks })
     }
 
@@ -274,43 +272,9 @@ impl Dispatcher {
         claimed.unwrap_or_else(|_panic| Err(StoreError::late("take a job in")))
     }
 
-    /// Waits until a job has ended, wherever it runs, at most so long; gives whether it has.
-    ///
-    /// # Errors
-    /// Those of [`Store::standing`].
-    pub async fn wait(&self, id: &str, patience: Duration) -> Result<bool, StoreError> {
-        // Before the first look, so that an end between that and the wait is not missed.
-        let mut ends = self.shared.ends.subscribe();
-        let Shared { store, reach, .. } = &*self.shared;
-        let ended = async {
-            loop {
-                let standing = store.standing(id);
-                match reach.soon("look at a job", standing).await? {
-                    Some(standing) if standing.ended_at.is_none() => {}
-                    _ => return Ok(()),
-                }
-                let heard = async {
-                    loop {
-                        match ends.recv().await {
-                            Ok(ended) if ended.id == id => return ended.is_recorded,
-                            Ok(_) => {}
-                            // Some were missed, and it may have been among them.
-                            Err(_) => return false,
-                        }
-                    }
-                };
-                tokio::select! {
-                    is_recorded = heard => if is_recorded {
-                        return Ok(());
-                    },
-                    () = sleep(about(LOOK)) => {}
-                }
-            }
-        };
-        match timeout(patience, ended).await {
-            Ok(ended) => ended.map(|()| true),
-            Err(_) => Ok(false),
-        }
+    /// Somebody who is to wait for a job.
+    pub fn waiter(&self) -> Waiter<'_> {
+        Waiter::new(&self.shared)
     }
 
     /// Ends a job, on whichever host it runs, and waits until nothing of it runs any more.
@@ -324,7 +288,7 @@ impl Dispatcher {
             self.shared.end_by_id(id);
             // It may have been claimed in this very moment.
             self.shared.beat.notify_one();
-            self.wait(id, patience).await?;
+            self.waiter().wait(id, false, patience).await?;
         }
         Ok(cancelled)
     }
@@ -332,6 +296,11 @@ impl Dispatcher {
     /// Whether it comes to its end: whatever it takes in now waits for another server.
     pub fn is_draining(&self) -> bool {
         self.shared.drain.is_cancelled()
+    }
+
+    /// Waits until a task of ours has failed without which nothing goes on: then only a new process helps.
+    pub async fn broken(&self) {
+        self.shared.broken.cancelled().await;
     }
 
     /// Whether the supervisor of this host takes connections.
@@ -439,6 +408,12 @@ impl Shared {
     }
 }
 
+/// Runs a task that must not fail: if it does not come to its end, the alarm goes off.
+async fn vital(alarm: DropGuard, task: impl Future<Output = ()>) {
+    task.await;
+    alarm.disarm();
+}
+
 /// Claims as many jobs as there are free slots, until nothing more is to be claimed.
 async fn claims(shared: Arc<Shared>, tasks: TaskTracker) {
     loop {
@@ -485,4 +460,19 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
         tasks.spawn(attempt::run(Arc::clone(shared), claim, slot));
     }
     some
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_fails_is_noticed_and_one_that_ends_is_not() {
+        let broken = CancellationToken::new();
+        let alarm = || broken.clone().drop_guard();
+        tokio::spawn(vital(alarm(), async {})).await.unwrap();
+        assert!(!broken.is_cancelled());
+        let failed = tokio::spawn(vital(alarm(), async { panic!("as it is to") })).await;
+        assert!(failed.is_err() && broken.is_cancelled());
+    }
 }

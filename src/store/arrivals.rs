@@ -4,7 +4,7 @@ use super::queue::{Submission, Worker};
 use super::together::{Row, in_json};
 use crate::job::{InputFile, milliseconds};
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
@@ -103,7 +103,7 @@ impl Row for Arrival {
         files + self.code.len() + self.input.len()
     }
 
-    async fn write(pool: &PgPool, rows: &[Self]) -> Result<Vec<bool>, sqlx::Error> {
+    async fn write(database: &mut PgConnection, rows: &[Self]) -> Result<Vec<bool>, sqlx::Error> {
         let (mut ids, mut names, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             for file in &row.files {
@@ -119,7 +119,7 @@ impl Row for Arrival {
             &names,
             &bytes,
         )
-        .fetch_all(pool)
+        .fetch_all(database)
         .await?;
         let taken: BTreeSet<_> = taken.into_iter().collect();
         Ok(rows.iter().map(|row| taken.contains(&row.id)).collect())

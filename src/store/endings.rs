@@ -1,10 +1,11 @@
 //! How attempts have ended, as it is recorded together with others that end at the same time.
 
-use super::queue::{Ended, Held, State, Written, without_nul};
+use super::history::{Failure, File, Left, Run};
+use super::queue::{Ended, Held, State, without_nul};
 use super::together::{Row, in_json};
-use crate::job::{Outcome, Skipped};
+use crate::job::{Artifact, Skipped};
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// An ending as `finish.sql` takes it: the names are those of its columns there.
@@ -14,134 +15,133 @@ pub(super) struct Ending {
     token: Uuid,
     state: &'static str,
     execution_id: String,
-    runtime: String,
     image: String,
-    start: &'static str,
-    exit_code: Option<u8>,
-    stdout_bytes: i64,
-    stderr_bytes: i64,
-    result: Option<String>,
-    result_error: Option<String>,
-    error_type: Option<&'static str>,
-    error_message: Option<String>,
-    error_phase: Option<&'static str>,
-    phase_at_exit: &'static str,
     started_at: jiff::Timestamp,
     ended_at: jiff::Timestamp,
-    sandbox_ms: i64,
-    startup_ms: Option<i64>,
-    execution_ms: Option<i64>,
-    total_ms: i64,
-    max_rss_mb: f64,
-    cpu_time_ms: i64,
-    wall_time_ms: i64,
-    oom_kills: i64,
-    artifacts_truncated: bool,
+    stdout_bytes: u64,
+    stderr_bytes: u64,
     artifacts_skipped: Vec<serde_json::Value>,
-    files: Vec<File>,
-    #[serde(skip)]
-    stdout: Vec<u8>,
-    #[serde(skip)]
-    stderr: Vec<u8>,
+    #[serde(flatten)]
+    left: Left,
 }
 
-/// A file that a job has left.
-#[derive(Debug, Serialize)]
-struct File {
-    name: String,
-    size_bytes: i64,
-    sha256: String,
+/// In microseconds: when a job began, and when it ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) started_at: Option<i64>,
+    pub(super) ended_at: Option<i64>,
 }
 
 impl Ending {
-    pub(super) fn new(held: &Held, ended: Ended<'_>) -> Self {
-        let Ended {
-            outcome, result, ..
-        } = ended;
-        let (timing, usage) = (&outcome.timing, &outcome.usage);
-        let error = outcome
-            .termination
-            .error(outcome.exception.as_ref(), timing.phase_at_exit);
+    pub(super) fn new(held: &Held, ended: Ended<'_>, left: Left) -> Self {
+        let outcome = ended.outcome;
+        let skipped = outcome.artifacts_skipped.iter();
+        let skipped = skipped.map(|Skipped { name, reason }| {
+            serde_json::json!({ "name": without_nul(name), "reason": without_nul(reason) })
+        });
         Self {
             id: held.id.clone(),
             token: held.token,
             state: State::Ended(outcome.termination.status()).name(),
             execution_id: outcome.id.clone(),
-            runtime: outcome.runtime.to_string(),
             image: ended.image.to_owned(),
-            start: timing.start.name(),
-            exit_code: outcome.termination.exit_code(),
-            stdout_bytes: outcome.stdout.total.cast_signed(),
-            stderr_bytes: outcome.stderr.total.cast_signed(),
-            result: result.and_then(Result::ok).map(str::to_owned),
-            result_error: result.and_then(Result::err).map(without_nul),
-            error_type: error.as_ref().map(|error| error.kind),
-            error_phase: error.as_ref().and_then(|error| error.phase),
-            error_message: error.map(|error| without_nul(&error.message)),
-            phase_at_exit: timing.phase_at_exit,
             started_at: outcome.started_at,
             ended_at: outcome.ended_at,
-            sandbox_ms: timing.sandbox_ms.cast_signed(),
-            startup_ms: timing.startup_ms.map(u64::cast_signed),
-            execution_ms: timing.execution_ms.map(u64::cast_signed),
-            total_ms: timing.total_ms.cast_signed(),
-            max_rss_mb: usage.max_rss_mb,
-            cpu_time_ms: usage.cpu_time_ms.cast_signed(),
-            wall_time_ms: usage.wall_time_ms.cast_signed(),
-            oom_kills: usage.oom_kills.cast_signed(),
-            artifacts_truncated: outcome.artifacts_truncated,
-            artifacts_skipped: skipped(outcome),
-            files: files(outcome),
-            stdout: outcome.stdout.bytes.clone(),
-            stderr: outcome.stderr.bytes.clone(),
+            stdout_bytes: left.stdout.total,
+            stderr_bytes: left.stderr.total,
+            artifacts_skipped: skipped.collect(),
+            left,
         }
     }
 }
 
-fn skipped(outcome: &Outcome) -> Vec<serde_json::Value> {
-    let skipped = outcome.artifacts_skipped.iter();
-    let skipped = skipped.map(|Skipped { name, reason }| {
-        serde_json::json!({ "name": without_nul(name), "reason": without_nul(reason) })
-    });
-    skipped.collect()
+impl Left {
+    /// What an attempt leaves that ends its job.
+    pub(super) fn of(ended: Ended<'_>) -> Self {
+        let Ended {
+            outcome, result, ..
+        } = ended;
+        let timing = &outcome.timing;
+        let error = outcome
+            .termination
+            .error(outcome.exception.as_ref(), timing.phase_at_exit);
+        Self {
+            run: Some(Run {
+                runtime: outcome.runtime.to_string(),
+                start: timing.start.name().to_owned(),
+                exit_code: outcome.termination.exit_code().map(i16::from),
+                phase_at_exit: timing.phase_at_exit.to_owned(),
+                sandbox_ms: timing.sandbox_ms.cast_signed(),
+                startup_ms: timing.startup_ms.map(u64::cast_signed),
+                execution_ms: timing.execution_ms.map(u64::cast_signed),
+                total_ms: timing.total_ms.cast_signed(),
+                usage: outcome.usage,
+            }),
+            failure: error.map(|error| Failure {
+                kind: error.kind.to_owned(),
+                message: without_nul(&error.message),
+                phase: error.phase.map(str::to_owned),
+            }),
+            stdout: outcome.stdout.clone(),
+            stderr: outcome.stderr.clone(),
+            output: result.and_then(Result::ok).map(str::to_owned),
+            output_error: result.and_then(Result::err).map(without_nul),
+            artifacts: outcome.artifacts.iter().map(File::of).collect(),
+            artifacts_truncated: outcome.artifacts_truncated,
+        }
+    }
 }
 
-fn files(outcome: &Outcome) -> Vec<File> {
-    let files = outcome.artifacts.iter().map(|file| File {
-        name: file.name.clone(),
-        size_bytes: file.size_bytes.cast_signed(),
-        sha256: file.sha256.clone(),
-    });
-    files.collect()
+impl File {
+    fn of(artifact: &Artifact) -> Self {
+        Self {
+            name: artifact.name.clone(),
+            size_bytes: artifact.size_bytes,
+            // It was written in hexadecimal by ourselves.
+            sha256: hex::decode(&artifact.sha256).unwrap_or_default(),
+        }
+    }
 }
 
 impl Row for Ending {
-    type Answer = Written;
+    /// Nothing if it was not recorded.
+    type Answer = Option<Times>;
 
     const DOING: &'static str = "record how a job ended";
 
     fn bytes(&self) -> usize {
-        let result = self.result.as_ref().map_or(0, String::len);
-        result + self.stdout.len() + self.stderr.len()
+        let Left {
+            output,
+            stdout,
+            stderr,
+            ..
+        } = &self.left;
+        output.as_ref().map_or(0, String::len) + stdout.bytes.len() + stderr.bytes.len()
     }
 
-    async fn write(pool: &PgPool, rows: &[Self]) -> Result<Vec<Written>, sqlx::Error> {
-        let stdout: Vec<_> = rows.iter().map(|row| &row.stdout[..]).collect();
-        let stderr: Vec<_> = rows.iter().map(|row| &row.stderr[..]).collect();
-        let written = sqlx::query_file_scalar!(
+    async fn write(
+        database: &mut PgConnection,
+        rows: &[Self],
+    ) -> Result<Vec<Option<Times>>, sqlx::Error> {
+        let stdout: Vec<_> = rows.iter().map(|row| &row.left.stdout.bytes[..]).collect();
+        let stderr: Vec<_> = rows.iter().map(|row| &row.left.stderr.bytes[..]).collect();
+        let written = sqlx::query_file!(
             "src/store/queries/finish.sql",
             in_json(rows)?,
             &stdout as &[&[u8]],
             &stderr as &[&[u8]],
         )
-        .fetch_all(pool)
+        .fetch_all(database)
         .await?;
-        let mut answers: Vec<_> = rows.iter().map(|_| Written::Stale).collect();
-        for place in written {
+        let mut answers: Vec<_> = rows.iter().map(|_| None).collect();
+        for row in written {
             // Places are counted from 1.
-            let place = usize::try_from(place).unwrap_or(0).wrapping_sub(1);
+            let place = usize::try_from(row.place).unwrap_or(0).wrapping_sub(1);
             if let Some(answer) = answers.get_mut(place) {
-                *answer = Written::Yes;
+                *answer = Some(Times {
+                    started_at: row.started_at,
+                    ended_at: row.ended_at,
+                });
             }
         }
         Ok(answers)

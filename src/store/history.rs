@@ -4,6 +4,7 @@ use super::queue::State;
 use super::{Store, StoreError};
 use crate::job::{Captured, ResourceUsage};
 use jiff::Timestamp;
+use serde::Serialize;
 use std::time::Duration;
 
 /// Where a job stands.
@@ -50,24 +51,41 @@ pub struct Entry {
     pub left: Option<Box<Left>>,
 }
 
-/// What a job has left.
+/// How a job has ended.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "see `Entry`")]
+pub struct End {
+    pub state: State,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub left: Left,
+}
+
+/// What a job has left. Serialized, its names are those of the columns that `finish.sql` takes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "see `Entry`")]
 pub struct Left {
     /// What it used, and how long it took; `None` if no attempt has come to an end.
+    #[serde(flatten)]
     pub run: Option<Run>,
+    #[serde(flatten)]
     pub failure: Option<Failure>,
+    #[serde(skip)]
     pub stdout: Captured,
+    #[serde(skip)]
     pub stderr: Captured,
     /// What `/output/result.json` held, if that was JSON.
+    #[serde(rename = "result")]
     pub output: Option<String>,
+    #[serde(rename = "result_error")]
     pub output_error: Option<String>,
+    #[serde(rename = "files")]
     pub artifacts: Vec<File>,
     pub artifacts_truncated: bool,
 }
 
 /// The run that a job has ended with.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[expect(missing_docs, reason = "see `Entry`")]
 pub struct Run {
     pub runtime: String,
@@ -78,24 +96,29 @@ pub struct Run {
     pub startup_ms: Option<i64>,
     pub execution_ms: Option<i64>,
     pub total_ms: i64,
+    #[serde(flatten)]
     pub usage: ResourceUsage,
 }
 
 /// Why a job has not succeeded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "see `Entry`")]
 pub struct Failure {
+    #[serde(rename = "error_type")]
     pub kind: String,
+    #[serde(rename = "error_message")]
     pub message: String,
+    #[serde(rename = "error_phase")]
     pub phase: Option<String>,
 }
 
 /// A file that a job has left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "see `Entry`")]
 pub struct File {
     pub name: String,
     pub size_bytes: u64,
+    #[serde(with = "hex")]
     pub sha256: Vec<u8>,
 }
 
@@ -120,7 +143,7 @@ pub struct Depth {
 }
 
 /// A time that was read as microseconds.
-fn timestamp(microseconds: i64) -> Result<Timestamp, StoreError> {
+pub(super) fn timestamp(microseconds: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_microsecond(microseconds).map_err(|error| StoreError::Unknown {
         what: format!("its time {microseconds}: {error}"),
     })

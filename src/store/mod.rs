@@ -159,6 +159,9 @@ impl Database {
             ("client_min_messages", "warning".to_owned()),
             // A result that was told is on disk, whatever the server's default is.
             ("synchronous_commit", "on".to_owned()),
+            // Our statements are large, and what they are given changes nothing of how they go best: to plan
+            // one takes longer than to run it, and by default each connection does that five times.
+            ("plan_cache_mode", "force_generic_plan".to_owned()),
         ]);
         // A connection keeps its plans, and there is an index for whatever a statement looks for: none shall
         // read whole tables for as long as it lives because they were small when it came.

@@ -20,6 +20,7 @@
 
 use super::arrivals::Arrival;
 use super::endings::Ending;
+use super::history::{End, Left, timestamp};
 use super::{CONNECT, Store, StoreError};
 use crate::job::{InputFile, JobRequest, Outcome, Status};
 use sqlx::postgres::types::PgInterval;
@@ -402,13 +403,23 @@ impl Store {
     }
 
     /// Records how a job ended, with its result and the rows of its files, if the attempt is still the
-    /// worker's.
+    /// worker's; gives how it ended then.
     ///
     /// # Errors
     /// [`StoreError::Query`]: then it is not known whether it was recorded, and to say it again does no
     /// harm.
-    pub async fn finish(&self, held: &Held, ended: Ended<'_>) -> Result<Written, StoreError> {
-        self.endings.write(Ending::new(held, ended)).await
+    pub async fn finish(&self, held: &Held, ended: Ended<'_>) -> Result<Option<End>, StoreError> {
+        let left = Left::of(ended);
+        let ending = Ending::new(held, ended, left.clone());
+        let Some(times) = self.endings.write(ending).await? else {
+            return Ok(None);
+        };
+        Ok(Some(End {
+            state: State::Ended(ended.outcome.termination.status()),
+            started_at: times.started_at.map(timestamp).transpose()?,
+            ended_at: times.ended_at.map(timestamp).transpose()?,
+            left,
+        }))
     }
 
     /// Gives an attempt back that has no result: its job waits again, or has failed if that was the last

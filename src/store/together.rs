@@ -1,19 +1,26 @@
 //! What several want to write at the same moment is written by one statement, and is on disk with one
 //! commit. Nothing waits for company: while a statement is on its way, what comes gathers for the next.
+//! The connection is kept for what comes next, which then finds everything at hand there.
 
-use super::{CONNECT, STATEMENT, StoreError};
+use super::{CONNECT, FRESH, STATEMENT, StoreError, still_answers};
+use futures_util::FutureExt;
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool, Postgres};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Rows of one statement at most.
 const ROWS: usize = 64;
 
 /// Bytes of one statement, about: what is small does not wait for much.
 const BYTES: usize = 4 << 20;
+
+/// How long a connection is kept for what comes next.
+const KEPT: Duration = Duration::from_mins(1);
 
 /// How long a batch may take until its connection is given up: to get one, and the statement.
 const PATIENCE: Duration = CONNECT.saturating_add(STATEMENT);
@@ -31,7 +38,7 @@ pub(super) trait Row: Send + Sync + Sized + 'static {
 
     /// Writes all of them or none, and gives the answers in their order.
     fn write(
-        pool: &PgPool,
+        database: &mut PgConnection,
         rows: &[Self],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
 }
@@ -74,13 +81,14 @@ impl<R: Row> Together<R> {
 }
 
 async fn serve<R: Row>(pool: PgPool, mut inbox: mpsc::Receiver<(R, Said<R>)>) {
+    let mut way = Way { pool, kept: None };
     let mut came = Vec::new();
-    while inbox.recv_many(&mut came, ROWS).await > 0 {
+    while way.next(&mut inbox, &mut came).await > 0 {
         // Whoever has gone away meanwhile wants nothing any more.
         came.retain(|(_, said)| !said.is_closed());
         while !came.is_empty() {
             let (rows, said): (Vec<R>, Vec<_>) = came.drain(..fitting(&came)).unzip();
-            let answers = answers(&pool, &rows).await;
+            let answers = answers(&mut way, &rows).await;
             for (answer, said) in answers.into_iter().zip(said) {
                 // He has gone away.
                 said.send(answer).ok();
@@ -99,8 +107,8 @@ fn fitting<R: Row, S>(came: &[(R, S)]) -> usize {
     came.iter().take_while(fits).count().max(1)
 }
 
-async fn answers<R: Row>(pool: &PgPool, rows: &[R]) -> Vec<Result<R::Answer, StoreError>> {
-    let error = match attempt(pool, rows).await {
+async fn answers<R: Row>(way: &mut Way, rows: &[R]) -> Vec<Result<R::Answer, StoreError>> {
+    let error = match way.write(rows).await {
         Ok(answers) => return answers.into_iter().map(Ok).collect(),
         Err(source) => move || StoreError::Query {
             doing: R::DOING,
@@ -113,7 +121,7 @@ async fn answers<R: Row>(pool: &PgPool, rows: &[R]) -> Vec<Result<R::Answer, Sto
     // Nothing was written, and whichever is to blame shall not stand in the way of the others.
     let mut answers = Vec::new();
     for row in rows {
-        let alone = attempt(pool, std::slice::from_ref(row)).await;
+        let alone = way.write(std::slice::from_ref(row)).await;
         let alone = alone.map(|mut answers| answers.pop());
         answers.push(match alone {
             Ok(Some(answer)) => Ok(answer),
@@ -127,10 +135,49 @@ async fn answers<R: Row>(pool: &PgPool, rows: &[R]) -> Vec<Result<R::Answer, Sto
     answers
 }
 
-async fn attempt<R: Row>(pool: &PgPool, rows: &[R]) -> Result<Vec<R::Answer>, Arc<sqlx::Error>> {
-    let written = timeout(PATIENCE, R::write(pool, rows)).await;
-    let written = written.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-    written.map_err(Arc::new)
+/// The way to the database.
+struct Way {
+    pool: PgPool,
+    /// The last one, which did what it should, and when that was.
+    kept: Option<(PoolConnection<Postgres>, Instant)>,
+}
+
+impl Way {
+    /// Waits for what is to be written next, and says how much that is; nothing comes after nothing.
+    async fn next<R>(&mut self, inbox: &mut mpsc::Receiver<R>, came: &mut Vec<R>) -> usize {
+        if self.kept.is_some() {
+            let soon = timeout(KEPT, inbox.recv_many(came, ROWS));
+            // Who closes the pool waits for all connections.
+            if let Ok(Ok(count)) = self.pool.close_event().do_until(soon).await {
+                return count;
+            }
+            self.kept = None;
+        }
+        inbox.recv_many(came, ROWS).await
+    }
+
+    async fn connection(&mut self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        if let Some((mut connection, used)) = self.kept.take()
+            && (used.elapsed() < FRESH || still_answers(&mut connection).await.is_ok())
+        {
+            return Ok(connection);
+        }
+        self.pool.acquire().await
+    }
+
+    async fn write<R: Row>(&mut self, rows: &[R]) -> Result<Vec<R::Answer>, Arc<sqlx::Error>> {
+        let write = async {
+            let mut connection = self.connection().await?;
+            let answers = R::write(&mut connection, rows).await?;
+            self.kept = Some((connection, Instant::now()));
+            Ok(answers)
+        };
+        // What fails for one batch shall not end the task, which writes for all.
+        let written = timeout(PATIENCE, AssertUnwindSafe(write).catch_unwind()).await;
+        let written = written.unwrap_or(Ok(Err(sqlx::Error::PoolTimedOut)));
+        let written = written.unwrap_or(Err(sqlx::Error::WorkerCrashed));
+        written.map_err(Arc::new)
+    }
 }
 
 #[cfg(test)]
@@ -148,7 +195,7 @@ mod tests {
             self.0
         }
 
-        async fn write(_: &PgPool, rows: &[Self]) -> Result<Vec<()>, sqlx::Error> {
+        async fn write(_: &mut PgConnection, rows: &[Self]) -> Result<Vec<()>, sqlx::Error> {
             Ok(rows.iter().map(|_| ()).collect())
         }
     }

@@ -3,7 +3,7 @@
 use super::jobs;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tako_vm::dispatch::{Dispatcher, Settings};
+use tako_vm::dispatch::{Dispatcher, Settings, Waited};
 use tako_vm::job::Status;
 use tako_vm::store::files::Files;
 use tako_vm::store::history::Entry;
@@ -66,9 +66,10 @@ impl Server {
 
     /// Waits for the end of a job, and gives what is known of it then.
     pub(crate) async fn ended(&self, id: &str) -> Entry {
-        let ended = self.dispatcher.wait(id, Duration::from_secs(40)).await;
+        let waiter = self.dispatcher.waiter();
+        let ended = waiter.wait(id, false, Duration::from_secs(40)).await;
         let entry = self.store.entry(id).await.unwrap().unwrap();
-        assert!(ended.unwrap(), "{entry:?}");
+        assert!(matches!(ended.unwrap(), Waited::Ended(_)), "{entry:?}");
         entry
     }
 

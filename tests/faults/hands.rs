@@ -5,7 +5,7 @@ use super::jobs;
 use std::time::Duration;
 use tako_vm::job::Termination;
 use tako_vm::store::Store;
-use tako_vm::store::queue::{Claim, Enqueued, Idempotency, Submission, Worker, Written};
+use tako_vm::store::queue::{Claim, Enqueued, Idempotency, Submission, Worker};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -115,12 +115,12 @@ impl Hand {
     pub(crate) async fn finish(&self, claim: &Claim, stop: &CancellationToken) {
         let outcome = jobs::outcome(Termination::Exited(0));
         while !stop.is_cancelled() {
-            let written = self.store.finish(&claim.held, jobs::ended(&outcome)).await;
-            if let Ok(written) = written {
+            let end = self.store.finish(&claim.held, jobs::ended(&outcome)).await;
+            if let Ok(end) = end {
                 self.log.add(Seen::Finished {
                     job: claim.held.id.clone(),
                     token: claim.held.token,
-                    counts: written == Written::Yes,
+                    counts: end.is_some(),
                 });
                 return;
             }

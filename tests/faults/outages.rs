@@ -177,7 +177,7 @@ async fn a_way_to_the_database_that_is_dead_is_noticed_and_another_one_found() {
     let (submitted, at_once, waited, cancelled) = tokio::join!(
         dispatcher.submit(&job, None),
         dispatcher.submit_at_once(&one, None),
-        dispatcher.wait("a", patience),
+        dispatcher.waiter().wait("a", false, patience),
         dispatcher.cancel("a", patience),
     );
     let noticed = begun.elapsed();

@@ -43,9 +43,15 @@ async fn a_job_comes_out_as_it_went_in_and_its_end_is_kept_to_the_byte() {
         format!("{:?}", sent.request)
     );
     let outcome = outcome(Termination::Exited(3));
+    let end = store.finish(&claim.held, ended(&outcome)).await.unwrap();
+    let (end, entry) = (end.unwrap(), store.entry("a").await.unwrap().unwrap());
     assert_eq!(
-        store.finish(&claim.held, ended(&outcome)).await.unwrap(),
-        Written::Yes
+        (end.state, Some(end.left)),
+        (entry.state, entry.left.map(|left| *left))
+    );
+    assert_eq!(
+        (end.started_at, end.ended_at),
+        (entry.started_at, entry.ended_at)
     );
     let row: (String, Vec<u8>, i64, String, i64, String, i64) = sqlx::query_as(
         "SELECT state, stdout, stdout_bytes, result, (SELECT count(*) FROM artifacts WHERE job_id = id),
@@ -215,7 +221,7 @@ async fn what_the_database_refuses_does_not_stand_in_the_way_of_what_comes_with_
     let mut refused = 0;
     for task in finished {
         match task.await.unwrap() {
-            Ok(written) => assert_eq!(written, Written::Yes),
+            Ok(end) => assert!(end.is_some()),
             Err(error) => {
                 assert!(error.is_about_the_data(), "{error:?}");
                 refused += 1;
@@ -292,9 +298,12 @@ async fn a_job_that_is_claimed_as_it_comes_is_nobody_elses() {
     assert_eq!(claim.attempt, 1);
     assert!(claim_one(&store, &worker("other")).await.is_none());
     let outcome = outcome(Termination::Exited(0));
-    assert_eq!(
-        store.finish(&claim.held, ended(&outcome)).await.unwrap(),
-        Written::Yes
+    assert!(
+        store
+            .finish(&claim.held, ended(&outcome))
+            .await
+            .unwrap()
+            .is_some()
     );
 }
 
@@ -391,10 +400,7 @@ async fn an_attempt_that_was_taken_away_writes_nothing() {
     let fresh = claim_one(&store, &worker("w")).await.unwrap();
     assert_eq!((fresh.held.id.as_str(), fresh.attempt), ("a", 2));
     let late = outcome(Termination::Exited(1));
-    assert_eq!(
-        store.finish(&stale.held, ended(&late)).await.unwrap(),
-        Written::Stale
-    );
+    assert_eq!(store.finish(&stale.held, ended(&late)).await.unwrap(), None);
     let release = Release::Failed {
         reason: "late",
         retry_in: Duration::ZERO,
@@ -405,15 +411,15 @@ async fn an_attempt_that_was_taken_away_writes_nothing() {
     );
     assert_eq!(state(&store, "a").await, State::Running);
     let good = outcome(Termination::Exited(0));
-    assert_eq!(
-        store.finish(&fresh.held, ended(&good)).await.unwrap(),
-        Written::Yes
+    assert!(
+        store
+            .finish(&fresh.held, ended(&good))
+            .await
+            .unwrap()
+            .is_some()
     );
     // It was not heard that it was recorded, and is said again.
-    assert_eq!(
-        store.finish(&fresh.held, ended(&late)).await.unwrap(),
-        Written::Stale
-    );
+    assert_eq!(store.finish(&fresh.held, ended(&late)).await.unwrap(), None);
     assert_eq!(state(&store, "a").await, State::Ended(Status::Succeeded));
 }
 
@@ -440,9 +446,12 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
     assert!(beats[0].cancel_asked);
     assert_eq!(state(&store, "a").await, State::Running);
     let cancelled = outcome(Termination::Cancelled);
-    assert_eq!(
-        store.finish(&claim.held, ended(&cancelled)).await.unwrap(),
-        Written::Yes
+    assert!(
+        store
+            .finish(&claim.held, ended(&cancelled))
+            .await
+            .unwrap()
+            .is_some()
     );
     let late = store.cancel("a").await.unwrap();
     assert_eq!(late, Cancelled::TooLate(Status::Cancelled));
@@ -473,7 +482,7 @@ async fn cancel_and_completion_at_once_leave_one_end() {
             store.finish(&claim.held, ended(&outcome)),
             store.cancel(&id)
         );
-        assert_eq!(finished.unwrap(), Written::Yes);
+        assert!(finished.unwrap().is_some());
         let cancelled = cancelled.unwrap();
         let possible = [Cancelled::Asked, Cancelled::TooLate(Status::Succeeded)];
         assert!(possible.contains(&cancelled), "{cancelled:?}");

@@ -2,7 +2,7 @@
 
 mod lead;
 
-use super::{Failure, absolute, full_runtime, supervisor, unprivileged};
+use super::{FAILED, Failure, absolute, full_runtime, supervisor, unprivileged};
 use crate::api::{self, Api};
 use crate::config::{self, Config, Overrides, Server};
 use crate::dispatch::{self, Dispatcher};
@@ -24,6 +24,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -217,21 +218,46 @@ async fn with_database(
     };
     announce(&listener)?;
     let stop = CancellationToken::new();
-    let mut serving = tokio::spawn(api::serve(listener, api, stop.clone()));
+    let serving = tokio::spawn(api::serve(listener, api, stop.clone()));
     let forgetting = tokio::spawn(forget(store.clone(), files, config.clone()));
-    let ended = tokio::select! {
-        ended = &mut serving => Some(ended),
-        () = signals.next() => None,
-    };
+    let ended = until_the_end(&dispatcher, (serving, stop), (config.drain, signals)).await;
     forgetting.abort();
-    drain(&dispatcher, config.drain, signals).await;
+    drop(timeout(LAST_ANSWERS, store.close()).await);
+    ended
+}
+
+/// Serves until somebody or something ends that, and lets what runs end.
+async fn until_the_end(
+    dispatcher: &Dispatcher,
+    (mut serving, stop): (JoinHandle<io::Result<()>>, CancellationToken),
+    (patience, mut signals): (Duration, Signals),
+) -> Result<(), Failure> {
+    let (ended, patience) = tokio::select! {
+        ended = &mut serving => (Some(served(ended)), patience),
+        () = dispatcher.broken() => (Some(Err(broken())), Duration::ZERO),
+        () = signals.next() => (None, patience),
+    };
+    drain(dispatcher, patience, signals).await;
     stop.cancel();
     let ended = match ended {
         Some(ended) => ended,
-        None => (timeout(LAST_ANSWERS, &mut serving).await).unwrap_or(Ok(Ok(()))),
+        None => (timeout(LAST_ANSWERS, &mut serving).await).map_or(Ok(()), served),
     };
     serving.abort();
-    drop(timeout(LAST_ANSWERS, store.close()).await);
+    ended
+}
+
+fn broken() -> Failure {
+    Failure {
+        line: "a task of the server has failed, which is a defect: the lines above say more"
+            .to_owned(),
+        hint: Some("start it again: no job is lost".to_owned()),
+        status: FAILED,
+    }
+}
+
+/// How serving ended.
+fn served(ended: Result<io::Result<()>, JoinError>) -> Result<(), Failure> {
     match ended {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::io("cannot accept connections", &error)),
@@ -309,7 +335,7 @@ async fn forget(store: Store, files: Files, config: Server) {
 /// The database: the operator's, or our own, which is started again when it ends.
 struct Keeper {
     database: Database,
-    own: Option<(CancellationToken, tokio::task::JoinHandle<Option<Postgres>>)>,
+    own: Option<(CancellationToken, JoinHandle<Option<Postgres>>)>,
 }
 
 impl Keeper {

@@ -1,5 +1,6 @@
 -- Records how the attempts $1 have ended, each unless it is not the one that runs; $2 and $3 are the beginnings
--- of what they wrote. Gives the places of those that were recorded.
+-- of what they wrote. Gives the places of those that were recorded, and
+-- from when to when their jobs ran.
 WITH ended AS (
     SELECT * FROM ROWS FROM (json_to_recordset($1::text::json) AS (
         id text, token uuid, state text, execution_id text, runtime text, image text, start text,
@@ -21,7 +22,7 @@ WITH ended AS (
 ), job AS (
     UPDATE jobs SET state = held.state, ended_at = clock_timestamp()
     FROM held WHERE jobs.id = held.id
-    RETURNING attempts, worker, claimed_at, held.*
+    RETURNING attempts, worker, claimed_at, jobs.started_at AS begun_at, jobs.ended_at AS over_at, held.*
 ), attempt AS (
     INSERT INTO attempts (job_id, attempt, token, worker, claimed_at, ending)
     SELECT id, attempts, token, worker, claimed_at, 'finished' FROM job
@@ -46,4 +47,7 @@ WITH ended AS (
         json_to_recordset(job.files) AS (name text, size_bytes bigint, sha256 text)
     ) WITH ORDINALITY AS file
 )
-SELECT ordinality AS "place!" FROM job
+SELECT ordinality AS "place!",
+    (extract(epoch FROM begun_at) * 1000000)::bigint AS started_at,
+    (extract(epoch FROM over_at) * 1000000)::bigint AS ended_at
+FROM job
