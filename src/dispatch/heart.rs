@@ -154,8 +154,7 @@ async fn hear(shared: &Shared, mut listener: Listener) {
     loop {
         match timeout(SILENCE, listener.next()).await {
             Ok(Ok(Notice::Queued)) => shared.work.notify_one(),
-            // Whatever runs here asks whether it is meant.
-            Ok(Ok(Notice::Cancel(_))) => shared.beat.notify_one(),
+            Ok(Ok(Notice::Cancel)) => shared.beat.notify_one(),
             Ok(Err(error)) => return shared.reach.note(&error),
             // There is nothing to tell, or nobody there who could.
             Err(_silence) => {

@@ -18,6 +18,7 @@ mod reach;
 
 pub use journal::JournalError;
 
+use crate::store::audit::Actor;
 use crate::store::files::Files;
 use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
 use crate::store::{Store, StoreError};
@@ -317,8 +318,13 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Those of [`Store::cancel`].
-    pub async fn cancel(&self, id: &str, patience: Duration) -> Result<Cancelled, StoreError> {
-        let cancel = self.shared.store.cancel(id);
+    pub async fn cancel(
+        &self,
+        id: &str,
+        actor: Actor<'_>,
+        patience: Duration,
+    ) -> Result<Cancelled, StoreError> {
+        let cancel = self.shared.store.cancel(id, actor);
         let cancelled = self.shared.reach.soon("cancel a job", cancel).await?;
         if cancelled == Cancelled::Asked {
             self.shared.end_by_id(id);

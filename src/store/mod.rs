@@ -1,10 +1,11 @@
 //! Jobs and their history in PostgreSQL: a schema `tako` of our own, whatever else the database holds.
 //!
-//! [`queue`] has what changes a job, [`history`] what looks at it. All times are those of the database,
+//! [`queue`] has what changes a job, [`history`] what looks at it, [`audit`] who did what. All times are those of the database,
 //! since servers on several hosts share it. What must be true at the same time is written by one
 //! statement; what is to be written at the same moment often is as well ([`together`]).
 
 mod arrivals;
+pub mod audit;
 mod endings;
 pub mod files;
 pub mod history;

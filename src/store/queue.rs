@@ -19,6 +19,7 @@
 //! So a job runs at least once, and exactly one result of it is recorded.
 
 use super::arrivals::Arrival;
+use super::audit::Actor;
 use super::endings::Ending;
 use super::{CONNECT, Store, StoreError};
 use crate::job::{InputFile, JobRequest, Outcome, Status};
@@ -525,21 +526,27 @@ impl Store {
         rescued.collect()
     }
 
-    /// Ends a job that waits, and has one that runs be ended by whoever runs it.
+    /// Ends a job that waits, and has one that runs be ended by whoever runs it. The audit says who wanted
+    /// that.
     ///
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
-    pub async fn cancel(&self, id: &str) -> Result<Cancelled, StoreError> {
-        let found = sqlx::query_file!("src/store/queries/cancel.sql", id,)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(StoreError::query("cancel a job"))?;
+    pub async fn cancel(&self, id: &str, actor: Actor<'_>) -> Result<Cancelled, StoreError> {
+        let found = sqlx::query_file!(
+            "src/store/queries/cancel.sql",
+            id,
+            actor.owner,
+            actor.client_address,
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::query("cancel a job"))?;
         Ok(match (found.state.as_deref(), found.before.as_deref()) {
             (Some("running"), _) => Cancelled::Asked,
             (Some(_), _) => Cancelled::Now,
             (None, None) => Cancelled::Unknown,
             // It ended while we waited for its row.
-            (None, Some("queued" | "running")) => return Box::pin(self.cancel(id)).await,
+            (None, Some("queued" | "running")) => return Box::pin(self.cancel(id, actor)).await,
             (None, Some(state)) => match State::from_name(state)? {
                 State::Ended(status) => Cancelled::TooLate(status),
                 State::Queued | State::Running => Cancelled::Unknown,

@@ -8,6 +8,7 @@ use super::way::Way;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tako_vm::job::Termination;
+use tako_vm::store::audit::Actor;
 use tako_vm::store::queue::{Cancelled, Held, Written};
 use tako_vm::store::{Database, Store};
 use tokio::task::JoinSet;
@@ -103,7 +104,7 @@ async fn a_cancel_and_an_end_at_once_are_one_end() {
         let pause = Duration::from_micros(rand::random_range(0..3000));
         let cancel = async {
             sleep(pause).await;
-            store.cancel(&job.id).await.unwrap()
+            store.cancel(&job.id, Actor::default()).await.unwrap()
         };
         let run = async {
             let claims = store.claim(&hand.worker, 1).await.unwrap();
@@ -211,7 +212,7 @@ async fn calls_that_nobody_answers_do_not_use_up_the_connections() {
         .map(|_| {
             let store = store.clone();
             // It waits for the row when the way dies, and is given up.
-            async move { timeout(Duration::from_secs(1), store.cancel("a")).await }
+            async move { timeout(Duration::from_secs(1), store.cancel("a", Actor::default())).await }
         })
         .collect();
     sleep(Duration::from_millis(500)).await;

@@ -5,6 +5,7 @@ use super::jobs::{ended, full_job, job, job_of, outcome, worker};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tako_vm::job::{Status, Termination};
+use tako_vm::store::audit::Actor;
 use tako_vm::store::history::Filter;
 use tako_vm::store::queue::{
     Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written,
@@ -435,7 +436,10 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
         assert!(beats[0].holds && !beats[0].cancel_asked);
         assert!(store.rescue().await.unwrap().is_empty());
     }
-    assert_eq!(store.cancel("a").await.unwrap(), Cancelled::Asked);
+    assert_eq!(
+        store.cancel("a", Actor::default()).await.unwrap(),
+        Cancelled::Asked
+    );
     let beats = pulse.beat(&brief, held).await.unwrap();
     assert!(beats[0].cancel_asked);
     assert_eq!(state(&store, "a").await, State::Running);
@@ -444,7 +448,7 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
         store.finish(&claim.held, ended(&cancelled)).await.unwrap(),
         Written::Yes
     );
-    let late = store.cancel("a").await.unwrap();
+    let late = store.cancel("a", Actor::default()).await.unwrap();
     assert_eq!(late, Cancelled::TooLate(Status::Cancelled));
 }
 
@@ -452,12 +456,18 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
 async fn a_job_that_waits_is_cancelled_at_once_and_one_that_does_not_exist_never() {
     let (store, _url) = cluster::store().await;
     store.enqueue(&job("a"), None, None).await.unwrap();
-    assert_eq!(store.cancel("a").await.unwrap(), Cancelled::Now);
     assert_eq!(
-        store.cancel("a").await.unwrap(),
+        store.cancel("a", Actor::default()).await.unwrap(),
+        Cancelled::Now
+    );
+    assert_eq!(
+        store.cancel("a", Actor::default()).await.unwrap(),
         Cancelled::TooLate(Status::Cancelled)
     );
-    assert_eq!(store.cancel("b").await.unwrap(), Cancelled::Unknown);
+    assert_eq!(
+        store.cancel("b", Actor::default()).await.unwrap(),
+        Cancelled::Unknown
+    );
     assert!(claim_one(&store, &worker("w")).await.is_none());
 }
 
@@ -471,7 +481,7 @@ async fn cancel_and_completion_at_once_leave_one_end() {
         let outcome = outcome(Termination::Exited(0));
         let (finished, cancelled) = tokio::join!(
             store.finish(&claim.held, ended(&outcome)),
-            store.cancel(&id)
+            store.cancel(&id, Actor::default())
         );
         assert_eq!(finished.unwrap(), Written::Yes);
         let cancelled = cancelled.unwrap();
@@ -559,7 +569,7 @@ async fn an_attempt_with_a_network_is_repeated_only_if_that_was_asked_for() {
         let claim = claim_one(&store, &worker("w")).await.unwrap();
         store.release(&claim.held, release).await.unwrap();
         assert_eq!(state(&store, id).await, expected, "{id}");
-        store.cancel(id).await.unwrap();
+        store.cancel(id, Actor::default()).await.unwrap();
     }
     assert_eq!(state(&store, "once").await, State::Ended(Status::Failed));
     assert_eq!(state(&store, "again").await, State::Queued);
@@ -588,9 +598,9 @@ async fn old_jobs_are_forgotten_with_all_that_is_theirs_and_only_they() {
         .await
         .unwrap();
     let after = Duration::from_hours(1);
-    assert_eq!(store.forget(after, 1).await.unwrap(), 1);
-    assert_eq!(store.forget(after, 10).await.unwrap(), 1);
-    assert_eq!(store.forget(after, 10).await.unwrap(), 0);
+    assert_eq!(store.forget(after, 1, "w").await.unwrap(), 1);
+    assert_eq!(store.forget(after, 10, "w").await.unwrap(), 1);
+    assert_eq!(store.forget(after, 10, "w").await.unwrap(), 0);
     for table in [
         "jobs",
         "payloads",
@@ -656,7 +666,7 @@ async fn what_is_known_of_jobs_is_told_page_by_page_the_newest_first() {
     let mut good = outcome(Termination::Exited(0));
     good.exception = None;
     store.finish(&claim.held, ended(&good)).await.unwrap();
-    store.cancel("job-1").await.unwrap();
+    store.cancel("job-1", Actor::default()).await.unwrap();
 
     let entry = store.entry("job-0").await.unwrap().unwrap();
     assert_eq!(entry.state, State::Ended(Status::Succeeded));

@@ -9,6 +9,7 @@ use rand::seq::IndexedRandom;
 use sqlx::{PgConnection, Row};
 use tako_vm::job::Termination;
 use tako_vm::store::Store;
+use tako_vm::store::audit::Actor;
 use tako_vm::store::queue::{Held, Pulse, Release};
 
 /// Walks, and steps of each.
@@ -73,7 +74,12 @@ impl Queue {
                     .unwrap();
             }
             Action::Rescue => drop(self.store.rescue().await.unwrap()),
-            Action::Cancel(job) => drop(self.store.cancel(&self.id(job)).await.unwrap()),
+            Action::Cancel(job) => drop(
+                self.store
+                    .cancel(&self.id(job), Actor::default())
+                    .await
+                    .unwrap(),
+            ),
         }
     }
 
@@ -166,7 +172,11 @@ async fn the_queue_does_what_the_model_does_on_any_way_through_it() {
         ended += world.jobs.iter().filter(|job| job.state.is_end()).count();
         // Nothing of this walk is left for the next.
         for job in 0..JOBS {
-            queue.store.cancel(&queue.id(job)).await.unwrap();
+            queue
+                .store
+                .cancel(&queue.id(job), Actor::default())
+                .await
+                .unwrap();
             queue.act(Action::Expire(job)).await;
         }
         queue.store.rescue().await.unwrap();

@@ -38,7 +38,7 @@ async fn bytes_that_no_job_has_are_swept_and_no_others() {
     assert_eq!(files.read(&named).await.unwrap(), b"bytes");
     assert!(files.read(&unnamed).await.is_err());
     // The job goes, and its file with it; what is kept once more before that is not taken away.
-    store.forget(Duration::ZERO, 10).await.unwrap();
+    store.forget(Duration::ZERO, 10, "w").await.unwrap();
     files.keep(&file, &named).await.unwrap();
     assert_eq!(files.sweep(&store).await.unwrap(), 0, "it was written anew");
 }
