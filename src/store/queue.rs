@@ -16,6 +16,10 @@
 //! a job away, and gives it up or a new token with that. A lease that is over is never extended: its
 //! job may be somebody else's the next moment.
 //!
+//! The clock is that of the database, and may be set. Set ahead, it ends all leases: what runs is taken away
+//! and repeated, if it may be. Set back, it keeps nothing waiting: what is new is claimed whatever the clock
+//! says, a lease that ends later than it can is cut, and a retry waits for a minute at most.
+//!
 //! So a job runs at least once, and exactly one result of it is recorded.
 
 use super::arrivals::Arrival;
@@ -28,6 +32,9 @@ use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 use tokio::time::timeout;
 use uuid::Uuid;
+
+/// How long an attempt that is to be repeated can be made to wait.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Rows that one rescue looks at: the next one looks at those that follow.
 const RESCUED_AT_ONCE: i64 = 100;
@@ -245,7 +252,7 @@ pub enum Release<'a> {
     Failed {
         /// In words.
         reason: &'a str,
-        /// From now.
+        /// From now; a minute at most.
         retry_in: Duration,
     },
 }
@@ -358,6 +365,7 @@ impl Store {
             i64::from(most),
             worker.name,
             interval(worker.lease),
+            interval(LONGEST_WAIT),
         )
         .fetch_all(&self.pool)
         .await
@@ -418,18 +426,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
     pub async fn release(&self, held: &Held, release: Release<'_>) -> Result<Written, StoreError> {
-        let (ending, reason, retry_in) = match release {
-            Release::Unused => ("returned", "", Duration::ZERO),
-            Release::Interrupted(why) => ("returned", why, Duration::ZERO),
-            Release::Failed { reason, retry_in } => ("failed", reason, retry_in),
-        };
-        let loss = Loss {
-            ending,
-            reason,
-            retry_in,
-            only_if_over: false,
-        };
-        let taken = self.lose(std::slice::from_ref(held), loss).await?;
+        let taken = self
+            .lose(std::slice::from_ref(held), Loss::of(release))
+            .await?;
         Ok(if taken.is_empty() {
             Written::Stale
         } else {
@@ -469,18 +468,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`].
     pub async fn rescue(&self) -> Result<Vec<Rescued>, StoreError> {
-        let over = sqlx::query!(
-            r#"
-            SELECT id, token AS "token!" FROM jobs
-            WHERE state = 'running' AND lease_until <= clock_timestamp()
-            ORDER BY lease_until
-            LIMIT $1
-            "#,
-            RESCUED_AT_ONCE,
-        )
-        .fetch_all(&self.pool)
-        .await
-        .map_err(StoreError::query("look for jobs whose worker is gone"))?;
+        let over = sqlx::query_file!("src/store/queries/over.sql", RESCUED_AT_ONCE)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::query("look for jobs whose worker is gone"))?;
         let over: Vec<_> = over
             .into_iter()
             .map(|row| Held {
@@ -494,7 +485,7 @@ impl Store {
         let loss = Loss {
             ending: "lost",
             reason: "its worker was not heard of",
-            retry_in: Duration::ZERO,
+            retry_in: None,
             only_if_over: true,
         };
         self.lose(&over, loss).await
@@ -512,7 +503,7 @@ impl Store {
             loss.only_if_over,
             loss.ending,
             without_nul(loss.reason),
-            interval(loss.retry_in),
+            loss.retry_in.map(|time| interval(time.min(LONGEST_WAIT))),
         )
         .fetch_all(&self.pool)
         .await
@@ -596,9 +587,26 @@ impl Pulse {
 struct Loss<'a> {
     ending: &'static str,
     reason: &'a str,
-    retry_in: Duration,
+    /// `None` if it need not wait, by whatever clock.
+    retry_in: Option<Duration>,
     /// Not if its worker was heard of meanwhile.
     only_if_over: bool,
+}
+
+impl<'a> Loss<'a> {
+    fn of(release: Release<'a>) -> Self {
+        let (ending, reason, retry_in) = match release {
+            Release::Unused => ("returned", "", None),
+            Release::Interrupted(why) => ("returned", why, None),
+            Release::Failed { reason, retry_in } => ("failed", reason, Some(retry_in)),
+        };
+        Self {
+            ending,
+            reason,
+            retry_in,
+            only_if_over: false,
+        }
+    }
 }
 
 fn environment(value: serde_json::Value) -> Result<Vec<(String, String)>, StoreError> {
