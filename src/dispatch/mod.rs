@@ -15,16 +15,17 @@ mod attempt;
 mod heart;
 mod journal;
 mod reach;
+mod unheard;
 
 pub use journal::JournalError;
 
 use crate::store::audit::Actor;
 use crate::store::files::Files;
-use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
+use crate::store::queue::{Cancelled, Enqueued, Held, Submission, Worker, tokens};
 use crate::store::{Store, StoreError};
 use crate::supervisor::connection::{self, Connections};
 use journal::Journal;
-use reach::Reach;
+use reach::{ANSWER, Reach};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
@@ -37,6 +38,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use unheard::Unheard;
+use uuid::Uuid;
 
 /// How often the queue is looked at when nobody says that something has come.
 const POLL: Duration = Duration::from_millis(500);
@@ -91,6 +94,7 @@ struct Shared {
     /// Held while slots are held only to look whether there is something for them.
     look: tokio::sync::Mutex<()>,
     attempts: Mutex<BTreeMap<Held, Attempt>>,
+    unheard: Unheard,
     /// Something may have come that can be claimed.
     work: Notify,
     /// Somebody may want something that runs here to end.
@@ -190,6 +194,7 @@ impl Dispatcher {
             slots: Arc::new(Semaphore::new(usize::from(settings.slots))),
             look: tokio::sync::Mutex::default(),
             attempts: Mutex::default(),
+            unheard: Unheard::default(),
             work: Notify::new(),
             beat: Notify::new(),
             ends: broadcast::Sender::new(ENDS),
@@ -258,12 +263,15 @@ impl Dispatcher {
         // In a task of its own, since who waits may go away: what is claimed is run all the same.
         let (shared, tasks, job) = (Arc::clone(shared), self.tasks.clone(), job.clone());
         let claim = async move {
-            let enqueue = shared.store.enqueue(&job, most, Some(&shared.worker));
-            let enqueued = shared.reach.soon("take a job in", enqueue).await?;
+            let token = Uuid::new_v4();
+            let begun = Some((&shared.worker, token));
+            let enqueue = shared.store.enqueue(&job, most, begun);
+            let enqueued = shared.reach.soon("take a job in", enqueue).await;
+            let enqueued = shared.heard(enqueued, [token])?;
             if let Enqueued::Claimed(claim) = &enqueued {
                 if shared.drain.is_cancelled() {
-                    let release = shared.store.release(&claim.held, Release::Unused);
-                    shared.reach.within("give a job back", release).await?;
+                    shared.unheard.add([token]);
+                    unheard::give_back(&shared).await;
                     return Ok(Enqueued::Queued);
                 }
                 let claim = (**claim).clone();
@@ -367,6 +375,10 @@ impl Dispatcher {
             }
             drop(timeout(shared.settings.lease, shared.nothing_runs()).await);
         }
+        // The last occasion. What is missed waits for the end of its lease.
+        if !shared.reach.is_away() {
+            unheard::give_back(shared).await;
+        }
         // The heart beats until now.
         shared.stop.cancel();
         tasks.close();
@@ -431,6 +443,19 @@ impl Shared {
         Ok(self.files.try_to_keep(some).await?)
     }
 
+    /// The answer to a claim with these tokens. Where there is none, it may have been carried out.
+    fn heard<T>(
+        &self,
+        answer: Result<T, StoreError>,
+        tokens: impl IntoIterator<Item = Uuid>,
+    ) -> Result<T, StoreError> {
+        answer.inspect_err(|error| {
+            if error.is_about_the_connection() {
+                self.unheard.add(tokens);
+            }
+        })
+    }
+
     async fn nothing_runs(&self) {
         while !self.attempts().is_empty() {
             sleep(Duration::from_millis(10)).await;
@@ -479,9 +504,10 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
         // Somebody was faster.
         return true;
     };
-    let claim = shared.store.claim(&shared.worker, most);
+    let tokens = tokens(most);
+    let claim = shared.store.claim(&shared.worker, &tokens);
     let claims = shared.reach.within("claim a job", claim).await;
-    let claims = claims.unwrap_or_else(|error| {
+    let claims = shared.heard(claims, tokens).unwrap_or_else(|error| {
         heart::warn("cannot claim a job", &error);
         Vec::new()
     });

@@ -11,10 +11,11 @@
 //!                          └─────────────────────────────────────────────────┘
 //! ```
 //!
-//! An attempt begins with its claim, which gives it a token and a lease. Whoever writes of it shows the
-//! token and finds the job running; the lease need not hold any more, since only [`Store::rescue`] takes
-//! a job away, and gives it up or a new token with that. A lease that is over is never extended: its
-//! job may be somebody else's the next moment.
+//! An attempt begins with its claim, which gives it a lease, and a token of those that its worker has brought
+//! along. So a worker that does not hear what became of a claim can still give back what it has begun
+//! ([`Store::give_back`]). Whoever writes of an attempt shows the token and finds the job running; the lease
+//! need not hold any more, since only [`Store::rescue`] takes a job away, and gives it up or a new token with
+//! that. A lease that is over is never extended: its job may be somebody else's the next moment.
 //!
 //! The clock is that of the database, and may be set. Set ahead, it ends all leases: what runs is taken away
 //! and repeated, if it may be. Set back, it keeps nothing waiting: what is new is claimed whatever the clock
@@ -257,6 +258,11 @@ pub enum Release<'a> {
     },
 }
 
+/// Tokens for so many attempts.
+pub fn tokens(most: u16) -> Vec<Uuid> {
+    (0..most).map(|_| Uuid::new_v4()).collect()
+}
+
 /// What became of a job whose attempt was lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rescued {
@@ -298,22 +304,21 @@ pub(super) fn without_nul(text: &str) -> String {
 
 impl Store {
     /// Takes a job into the queue, unless `most` wait there already. With a worker it is claimed at once
-    /// by the same statement, and the queue may be as full as it likes.
+    /// by the same statement, with this token, and the queue may be as full as it likes.
     ///
     /// # Errors
     /// [`StoreError::Query`]: then it is not known whether the job was taken, and to send it again with
-    /// its idempotency key finds out.
+    /// its idempotency key finds out. What may have begun is to be [given back](Self::give_back).
     pub async fn enqueue(
         &self,
         job: &Submission,
         most: Option<u32>,
-        worker: Option<&Worker>,
+        begun: Option<(&Worker, Uuid)>,
     ) -> Result<Enqueued, StoreError> {
-        let token = worker.map(|_| Uuid::new_v4());
-        let arrival = Arrival::new(job, most, worker.zip(token));
+        let arrival = Arrival::new(job, most, begun);
         if self.arrivals.write(arrival).await? {
-            return Ok(match token {
-                Some(token) => Enqueued::Claimed(Box::new(Claim {
+            return Ok(match begun {
+                Some((_, token)) => Enqueued::Claimed(Box::new(Claim {
                     held: Held {
                         id: job.id.clone(),
                         token,
@@ -354,15 +359,17 @@ impl Store {
         })
     }
 
-    /// Begins an attempt of at most so many jobs: those of the highest priority, owners in turn, and of
-    /// an owner in the order in which they came.
+    /// Begins an attempt of as many jobs at most as there are [`tokens`]: those of the highest priority,
+    /// owners in turn, and of an owner in the order in which they came.
     ///
     /// # Errors
-    /// [`StoreError::Query`]: then some may have been claimed, and are rescued when their lease is over.
-    pub async fn claim(&self, worker: &Worker, most: u16) -> Result<Vec<Claim>, StoreError> {
+    /// [`StoreError::Query`]: then some may have been claimed, and are to be
+    /// [given back](Self::give_back). [`StoreError::Unknown`]: some were, and are rescued when their lease is
+    /// over.
+    pub async fn claim(&self, worker: &Worker, tokens: &[Uuid]) -> Result<Vec<Claim>, StoreError> {
         let claimed = sqlx::query_file!(
             "src/store/queries/claim.sql",
-            i64::from(most),
+            tokens,
             worker.name,
             interval(worker.lease),
             interval(LONGEST_WAIT),
@@ -434,6 +441,33 @@ impl Store {
         } else {
             Written::Yes
         })
+    }
+
+    /// Gives back, as not begun, whatever attempts have these tokens, which nobody has heard of; gives the
+    /// tokens that there were. A statement that was given up may still be carried out: so it is to be said
+    /// again until it cannot be any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]; to say it again does no harm.
+    pub async fn give_back(&self, tokens: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+        let begun = sqlx::query!(
+            r#"SELECT id, token AS "token!" FROM jobs WHERE state = 'running' AND token = ANY ($1)"#,
+            tokens,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("look for jobs that nobody has heard of"))?;
+        let begun: Vec<_> = begun
+            .into_iter()
+            .map(|row| Held {
+                id: row.id,
+                token: row.token,
+            })
+            .collect();
+        if !begun.is_empty() {
+            self.lose(&begun, Loss::of(Release::Unused)).await?;
+        }
+        Ok(begun)
     }
 
     /// Records that a job cannot be run as it is: a type of error, and why.

@@ -13,7 +13,7 @@ use super::server::LEASE;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tako_vm::store::queue::{Claim, Release, Written};
+use tako_vm::store::queue::{Claim, Release, Written, tokens};
 use tako_vm::store::{Database, Store};
 use tako_vm::sys::process;
 use tempfile::TempDir;
@@ -106,7 +106,7 @@ impl Stepped {
     }
 
     async fn claim(&self, hand: &Hand) -> Option<Claim> {
-        let claims = self.store.claim(&hand.worker, 1).await.unwrap();
+        let claims = self.store.claim(&hand.worker, &tokens(1)).await.unwrap();
         claims.into_iter().next()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tako_vm::job::{Status, Termination};
 use tako_vm::store::Store;
 use tako_vm::store::audit::{Act, Actor, OfServer};
-use tako_vm::store::queue::{Cancelled, Release, State};
+use tako_vm::store::queue::{Cancelled, Release, State, tokens};
 
 const SOMEBODY: Actor<'_> = Actor {
     owner: "somebody",
@@ -25,7 +25,11 @@ async fn every_cancel_is_told_once_with_who_wanted_it_and_how_it_came_out() {
     assert_eq!(store.cancel("a", SOMEBODY).await.unwrap(), Cancelled::Now);
     store.cancel("a", Actor::default()).await.unwrap();
     store.enqueue(&job("b"), None, None).await.unwrap();
-    let claim = store.claim(&worker("w"), 1).await.unwrap().remove(0);
+    let claim = store
+        .claim(&worker("w"), &tokens(1))
+        .await
+        .unwrap()
+        .remove(0);
     assert_eq!(store.cancel("b", SOMEBODY).await.unwrap(), Cancelled::Asked);
     let done = outcome(Termination::Exited(0));
     store.finish(&claim.held, ended(&done)).await.unwrap();
@@ -69,7 +73,7 @@ async fn what_jobs_do_on_their_way_writes_nothing_into_the_audit() {
     for id in ["a", "b"] {
         store.enqueue(&job(id), None, None).await.unwrap();
     }
-    let claims = store.claim(&worker("w"), 2).await.unwrap();
+    let claims = store.claim(&worker("w"), &tokens(2)).await.unwrap();
     let mut pulse = store.pulse().await.unwrap();
     let held: Vec<_> = claims.iter().map(|claim| claim.held.clone()).collect();
     pulse.beat(&worker("w"), &held).await.unwrap();
@@ -90,7 +94,7 @@ async fn what_is_forgotten_is_told_batch_by_batch_and_so_are_the_lives_of_server
         job.max_attempts = 1;
         store.enqueue(&job, None, None).await.unwrap();
     }
-    for claim in store.claim(&worker("w"), 3).await.unwrap() {
+    for claim in store.claim(&worker("w"), &tokens(3)).await.unwrap() {
         let release = Release::Failed {
             reason: "its host is gone",
             retry_in: Duration::ZERO,

@@ -8,12 +8,18 @@ use tako_vm::job::{Status, Termination};
 use tako_vm::store::audit::Actor;
 use tako_vm::store::history::Filter;
 use tako_vm::store::queue::{
-    Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written,
+    Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written, tokens,
 };
 use tako_vm::store::{Database, Store};
+use uuid::Uuid;
 
 async fn claim_one(store: &Store, worker: &Worker) -> Option<Claim> {
-    store.claim(worker, 1).await.unwrap().into_iter().next()
+    store
+        .claim(worker, &tokens(1))
+        .await
+        .unwrap()
+        .into_iter()
+        .next()
 }
 
 async fn order(store: &Store) -> Vec<String> {
@@ -97,7 +103,11 @@ async fn whoever_comes_twice_with_a_key_gets_the_same_job_and_another_owner_his_
         .unwrap();
     // Also of a synchronous caller, whose second call does not run it again.
     let again = store
-        .enqueue(&with("e", "x", 1), None, Some(&worker("w")))
+        .enqueue(
+            &with("e", "x", 1),
+            None,
+            Some((&worker("w"), Uuid::new_v4())),
+        )
         .await
         .unwrap();
     let ended = State::Ended(Status::Succeeded);
@@ -154,7 +164,7 @@ async fn a_full_queue_refuses_and_leaves_the_key_free() {
     assert!(matches!(taken, Enqueued::Queued), "{taken:?}");
     // Who has a free slot does not wait, and so needs no room.
     let at_once = store
-        .enqueue(&job("sync"), Some(2), Some(&worker("w")))
+        .enqueue(&job("sync"), Some(2), Some((&worker("w"), Uuid::new_v4())))
         .await
         .unwrap();
     assert!(matches!(at_once, Enqueued::Claimed(_)), "{at_once:?}");
@@ -188,7 +198,11 @@ async fn what_the_database_refuses_does_not_stand_in_the_way_of_what_comes_with_
         if number == 7 {
             "no name".clone_into(&mut job.id);
         }
-        tokio::spawn(async move { store.enqueue(&job, None, Some(&worker("w"))).await })
+        tokio::spawn(async move {
+            store
+                .enqueue(&job, None, Some((&worker("w"), Uuid::new_v4())))
+                .await
+        })
     };
     let mut claims = Vec::new();
     for (number, task) in (0..20)
@@ -253,7 +267,7 @@ async fn what_several_have_left_and_brought_is_not_mixed_up() {
     for task in tasks.collect::<Vec<_>>() {
         sent.push(task.await.unwrap());
     }
-    let claims = store.claim(&worker("w"), 30).await.unwrap();
+    let claims = store.claim(&worker("w"), &tokens(30)).await.unwrap();
     assert_eq!(claims.len(), 30);
     let finished = claims.into_iter().map(|claim| {
         let sent = sent.iter().find(|job| job.id == claim.held.id).unwrap();
@@ -284,7 +298,7 @@ async fn what_several_have_left_and_brought_is_not_mixed_up() {
 async fn a_job_that_is_claimed_as_it_comes_is_nobody_elses() {
     let (store, _url) = cluster::store().await;
     let claimed = store
-        .enqueue(&full_job("a"), None, Some(&worker("w")))
+        .enqueue(&full_job("a"), None, Some((&worker("w"), Uuid::new_v4())))
         .await
         .unwrap();
     let Enqueued::Claimed(claim) = claimed else {
@@ -352,7 +366,7 @@ async fn no_two_workers_get_the_same_job() {
         tokio::spawn(async move {
             let (worker, mut claimed) = (worker(&format!("w{number}")), Vec::new());
             loop {
-                let claims = store.claim(&worker, 3).await.unwrap();
+                let claims = store.claim(&worker, &tokens(3)).await.unwrap();
                 if claims.is_empty() {
                     return claimed;
                 }
@@ -586,7 +600,7 @@ async fn old_jobs_are_forgotten_with_all_that_is_theirs_and_only_they() {
     for id in ["old-1", "old-2", "new", "running", "queued"] {
         store.enqueue(&full_job(id), None, None).await.unwrap();
     }
-    for claim in store.claim(&worker("w"), 4).await.unwrap() {
+    for claim in store.claim(&worker("w"), &tokens(4)).await.unwrap() {
         if claim.held.id != "running" {
             let outcome = outcome(Termination::Exited(0));
             store.finish(&claim.held, ended(&outcome)).await.unwrap();

@@ -5,6 +5,7 @@ use super::jobs::{ended, job, outcome, worker};
 use std::time::Duration;
 use tako_vm::job::Termination;
 use tako_vm::store::files::Files;
+use tako_vm::store::queue::tokens;
 
 #[tokio::test]
 async fn bytes_that_no_job_has_are_swept_and_no_others() {
@@ -18,7 +19,11 @@ async fn bytes_that_no_job_has_are_swept_and_no_others() {
         files.keep(&file, digest).await.unwrap();
     }
     store.enqueue(&job("a"), None, None).await.unwrap();
-    let claim = store.claim(&worker("w"), 1).await.unwrap().remove(0);
+    let claim = store
+        .claim(&worker("w"), &tokens(1))
+        .await
+        .unwrap()
+        .remove(0);
     let outcome = outcome(Termination::Exited(0));
     store.finish(&claim.held, ended(&outcome)).await.unwrap();
 
