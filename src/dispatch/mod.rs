@@ -103,7 +103,7 @@ struct Shared {
     ends: broadcast::Sender<EndedHere>,
     /// Nothing is claimed before.
     pause: Mutex<Instant>,
-    /// Files of a job could not be kept, and nothing is claimed until some can.
+    /// Files of a job, or its result, could not be kept, and nothing is claimed until some can.
     is_full: AtomicBool,
     /// Nothing more is claimed.
     drain: CancellationToken,
@@ -356,7 +356,7 @@ impl Dispatcher {
         connected.await.unwrap_or(false)
     }
 
-    /// Whether files of a job could not be kept, and nothing is claimed until some can.
+    /// Whether files of a job, or its result, could not be kept, and nothing is claimed until some can.
     pub fn is_full(&self) -> bool {
         self.shared.is_full.load(Ordering::Relaxed)
     }
@@ -422,7 +422,7 @@ impl Shared {
         }
     }
 
-    /// Waits until files can be kept, if that has failed.
+    /// Waits until files and results can be kept, if that has failed.
     async fn can_keep(&self) {
         while self.is_full.load(Ordering::Relaxed) {
             if let Err(error) = self.try_to_keep().await {
@@ -437,9 +437,11 @@ impl Shared {
 
     async fn try_to_keep(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let some = vec![0; SOME];
-        let mut file = tempfile::tempfile_in(&self.settings.directory)?;
-        file.write_all(&some)?;
-        file.sync_all()?;
+        for directory in [&self.settings.directory, self.journal.directory()] {
+            let mut file = tempfile::tempfile_in(directory)?;
+            file.write_all(&some)?;
+            file.sync_all()?;
+        }
         Ok(self.files.try_to_keep(some).await?)
     }
 
