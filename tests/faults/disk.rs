@@ -100,7 +100,8 @@ async fn nothing_fails<T>(directory: TempDir, take: impl FnOnce() -> T, give: im
         .map(|number| history.claims(&format!("job-{number}")).len())
         .sum();
     let depth = server.store.depth().await.unwrap();
-    assert_eq!(history.ended("succeeded") + history.ended("failed"), 0);
+    let ended = history.ended("succeeded") + history.ended("failed");
+    assert_eq!(ended, 0, "jobs end whose files cannot be kept");
     assert_eq!(
         (depth.queued, depth.running),
         (6, 0),
