@@ -10,7 +10,7 @@ use tako_vm::store::history::Filter;
 use tako_vm::store::queue::{
     Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written, tokens,
 };
-use tako_vm::store::{Database, Store};
+use tako_vm::store::{Database, Store, StoreError};
 use uuid::Uuid;
 
 async fn claim_one(store: &Store, worker: &Worker) -> Option<Claim> {
@@ -663,6 +663,26 @@ async fn eight_servers_that_start_at_once_make_one_schema_and_leave_what_is_not_
     .await
     .unwrap();
     assert_eq!(ours, ["execution_records", "jobs"]);
+}
+
+#[tokio::test]
+async fn who_has_the_schema_locked_is_told_to_who_waits_for_it() {
+    let (_store, url) = cluster::store().await;
+    let mut keeps = cluster::connect(&url).await;
+    sqlx::raw_sql(
+        "SET application_name = 'somebody'; BEGIN; LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE",
+    )
+    .execute(&mut keeps)
+    .await
+    .unwrap();
+    let database = Database::from_url(&url).unwrap();
+    let locked = Store::open(&database, 1).await.unwrap_err();
+    let StoreError::Locked { by } = &locked else {
+        panic!("{locked:?}");
+    };
+    assert!(by.contains("`somebody`, idle in transaction since"), "{by}");
+    sqlx::raw_sql("COMMIT").execute(&mut keeps).await.unwrap();
+    Store::open(&database, 1).await.unwrap();
 }
 
 #[tokio::test]

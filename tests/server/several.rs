@@ -69,6 +69,36 @@ fn three_share_the_work_and_what_a_dead_one_had_runs_elsewhere() {
 
 #[test]
 #[ignore = "needs root and runsc"]
+fn a_server_says_what_it_waits_for_when_somebody_has_the_schema_locked() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let url = runtime.block_on(cluster::database());
+    let ground = ground();
+    // It makes the schema.
+    Server::start(ground.path(), &options("a", &url)).stop();
+    let mut keeps = runtime.block_on(async {
+        let mut keeps = cluster::connect(&url).await;
+        let lock = "SET application_name = 'somebody'; BEGIN;
+            LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE";
+        sqlx::raw_sql(lock).execute(&mut keeps).await.unwrap();
+        keeps
+    });
+    let gives_up = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(12));
+        runtime.block_on(async {
+            sqlx::raw_sql("COMMIT").execute(&mut keeps).await.unwrap();
+        });
+    });
+    let server = Server::start(ground.path(), &options("a", &url));
+    gives_up.join().unwrap();
+    kill(server.leader(), Signal::SIGTERM);
+    let (code, said) = server.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the schema `tako` is locked"), "{said}");
+    assert!(said.contains("`somebody`"), "{said}");
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
 fn the_audit_tells_when_a_server_came_and_went_and_who_cancelled_what() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let url = runtime.block_on(cluster::database());

@@ -305,7 +305,7 @@ fn announce(listener: &TcpListener) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Connects, also to a database that is about to start.
+/// Connects, also to a database that is about to start, or whose schema is being changed.
 async fn open(database: &Database, connections: u32) -> Result<Store, StoreError> {
     let late = Instant::now() + DATABASE;
     loop {
@@ -313,6 +313,10 @@ async fn open(database: &Database, connections: u32) -> Result<Store, StoreError
             Err(error) if error.is_about_the_connection() && Instant::now() < late => {
                 tracing::warn!("{}: trying again", one_line(&error));
                 sleep(Duration::from_secs(1)).await;
+            }
+            // It has been waited for, and somebody has to end what is in the way.
+            Err(error @ StoreError::Locked { .. }) => {
+                tracing::warn!("{}: waiting", one_line(&error));
             }
             opened => return opened,
         }
