@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tako_vm::job::Termination;
 use tako_vm::store::Store;
+use tako_vm::store::queue::tokens;
 
 /// Tasks that bring jobs in, and that claim and end them.
 const SENDERS: u64 = 16;
@@ -52,7 +53,7 @@ async fn work(store: Store, name: String, stop: Arc<AtomicBool>, done: Arc<Atomi
     let worker = jobs::worker(&name);
     let outcome = jobs::outcome(Termination::Exited(0));
     loop {
-        let claims = store.claim(&worker, AT_ONCE).await.unwrap();
+        let claims = store.claim(&worker, &tokens(AT_ONCE)).await.unwrap();
         if claims.is_empty() {
             if stop.load(Ordering::Relaxed) {
                 return;
@@ -129,7 +130,7 @@ fn tell(what: &str, times: &Histogram<u64>) {
 async fn claim_and_end(store: &Store, times: &mut Histogram<u64>) {
     let outcome = jobs::outcome(Termination::Exited(0));
     let begun = Instant::now();
-    let claims = store.claim(&jobs::worker("w"), 1).await.unwrap();
+    let claims = store.claim(&jobs::worker("w"), &tokens(1)).await.unwrap();
     let took = begun.elapsed();
     times
         .record(u64::try_from(took.as_micros()).unwrap())

@@ -119,7 +119,9 @@ async fn run(sandbox: &Sandbox) {
 /// What a synchronous job says to the database.
 async fn record(store: &Store, id: &str) {
     let (job, worker) = (jobs::job(id), jobs::worker("bench"));
-    let enqueued = store.enqueue(&job, None, Some(&worker)).await;
+    let enqueued = store
+        .enqueue(&job, None, Some((&worker, uuid::Uuid::new_v4())))
+        .await;
     let Enqueued::Claimed(claim) = enqueued.unwrap() else {
         panic!("it was not claimed");
     };

@@ -6,13 +6,15 @@ use super::record::{JobStatus, Record, View};
 use super::refusal::Refusal;
 use crate::dispatch::Waited;
 use crate::job::Status;
+use crate::store::audit::Actor;
 use crate::store::queue::{Cancelled, State as JobState};
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,10 +116,16 @@ fn truth(text: &str) -> Option<bool> {
 /// Ends a job, and answers when nothing of it runs any more.
 pub(super) async fn cancel(
     State(api): State<Arc<Api>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
+    let address = peer.ip().to_string();
+    let actor = Actor {
+        client_address: Some(&address),
+        ..Actor::default()
+    };
     let over = || Refusal::new(StatusCode::NOT_FOUND, "Job not found or already finished");
-    let state = match api.dispatcher.cancel(&id, CANCEL).await? {
+    let state = match api.dispatcher.cancel(&id, actor, CANCEL).await? {
         Cancelled::Now => JobState::Ended(Status::Cancelled),
         Cancelled::Asked => api.store.standing(&id).await?.ok_or_else(over)?.state,
         Cancelled::TooLate(_) | Cancelled::Unknown => return Err(over()),

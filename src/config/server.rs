@@ -29,7 +29,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/tako-vm-server";
 const FILES: [&str; 2] = ["tako_vm.yaml", "config/tako_vm.yaml"];
 
 /// Keys of the server, and of nothing else.
-pub(super) const KEYS: [&str; 33] = [
+pub(super) const KEYS: [&str; 34] = [
     "production_mode",
     "log_level",
     "server_host",
@@ -60,6 +60,7 @@ pub(super) const KEYS: [&str; 33] = [
     "session_max_concurrent",
     "execution_record_ttl_days",
     "dlq_ttl_days",
+    "audit_ttl_days",
     "docker_image",
     "enable_userns",
     "job_types",
@@ -131,6 +132,8 @@ pub struct Server {
     pub keep_records: Duration,
     /// How long a dead letter is kept. Default: 30 days.
     pub keep_dead_letters: Duration,
+    /// How long it is known who did what. Default: 365 days.
+    pub keep_acts: Duration,
     /// A job type that is not known is an error. Default: it is the default type.
     pub production_mode: bool,
     /// What is logged, in the words of `tracing_subscriber`'s `EnvFilter`. Default: `info`.
@@ -187,6 +190,7 @@ struct Keys {
     _session_max_concurrent: Option<Value>,
     execution_record_ttl_days: Option<u64>,
     dlq_ttl_days: Option<u64>,
+    audit_ttl_days: Option<u64>,
     #[serde(rename = "docker_image")]
     _docker_image: Option<Value>,
     #[serde(rename = "enable_userns")]
@@ -372,8 +376,8 @@ impl Keys {
     }
 
     fn check(self, maxima: Maxima, overrides: Overrides) -> Result<Server, ConfigError> {
-        let days = |key, value, most| {
-            in_range(key, value, 30_u32, (1, most)).map(|days| DAY.saturating_mul(days))
+        let days = |key, value, default: u32, most| {
+            in_range(key, value, default, (1, most)).map(|days| DAY.saturating_mul(days))
         };
         let seconds = |key, value, default: u64, range| {
             in_range(key, value, default, range).map(Duration::from_secs)
@@ -405,9 +409,11 @@ impl Keys {
             keep_records: days(
                 "execution_record_ttl_days",
                 self.execution_record_ttl_days,
+                30,
                 3650,
             )?,
-            keep_dead_letters: days("dlq_ttl_days", self.dlq_ttl_days, 365)?,
+            keep_dead_letters: days("dlq_ttl_days", self.dlq_ttl_days, 30, 365)?,
+            keep_acts: days("audit_ttl_days", self.audit_ttl_days, 365, 3650)?,
             production_mode: self.production_mode,
             log_level: level(self.log_level.as_deref().unwrap_or("INFO"))?,
             database_url: self.database_url.map(DatabaseUrl),
@@ -488,7 +494,14 @@ mod tests {
         assert_eq!((server.max_workers, server.max_queue_size), (4, 100));
         assert_eq!(server.max_payload_bytes, 2 << 20);
         assert_eq!(server.max_attempts, 2);
-        assert_eq!(server.keep_records, 30 * DAY);
+        assert_eq!(
+            (
+                server.keep_records,
+                server.keep_dead_letters,
+                server.keep_acts
+            ),
+            (30 * DAY, 30 * DAY, 365 * DAY)
+        );
         assert!(server.database_url.is_none() && server.data_dir.is_none());
         assert_eq!(server.maxima.timeout, Duration::from_mins(5));
     }
@@ -508,6 +521,7 @@ data_dir: /srv/tako
 database_url: postgresql://u:p@h/d
 log_level: WARNING
 execution_record_ttl_days: 1
+audit_ttl_days: 2
 max_timeout: 60
 pool: {maximum: 1}
 ";
@@ -522,7 +536,7 @@ pool: {maximum: 1}
         );
         assert_eq!(server.data_dir.as_deref(), Some(Path::new("/srv/tako")));
         assert_eq!(server.log_level, "warn");
-        assert_eq!(server.keep_records, DAY);
+        assert_eq!((server.keep_records, server.keep_acts), (DAY, 2 * DAY));
         assert_eq!(server.maxima.timeout, Duration::from_mins(1));
         // The same file does for the supervisor.
         assert!(Config::parse(text, Path::new("tako_vm.yaml")).is_ok());
@@ -569,6 +583,7 @@ pool: {maximum: 1}
             ("max_queue_size: 0", "`max_queue_size` is 0"),
             ("retry_base_delay: 0.01", "`retry_base_delay` is 0.01"),
             ("lease_seconds: 2", "`lease_seconds` is 2"),
+            ("audit_ttl_days: 0", "`audit_ttl_days` is 0"),
             ("log_level: LOUD", "`log_level` is `LOUD`"),
             ("max_worker: 1", "does not parse"),
             ("api_auth_enabled: true", "`api_auth_enabled` is true"),

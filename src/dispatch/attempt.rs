@@ -258,9 +258,10 @@ async fn hand_over(shared: &Shared, entry: &Entry) {
         };
         heart::warn("cannot record a result, which waits in the journal", &error);
     }
-    let kept = shared.journal.keep(entry);
-    if let Err(error) = &kept {
-        heart::warn("cannot write the journal", error);
+    if let Err(error) = shared.journal.keep(entry) {
+        heart::warn("cannot write the journal", &error);
+        // It is here as long as this process is, and what comes next would fare no better.
+        shared.is_full.store(true, Ordering::Relaxed);
     }
     insist(shared, Word::Result(entry)).await;
 }

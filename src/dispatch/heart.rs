@@ -1,6 +1,6 @@
 //! What goes on beside the jobs: beats, rescues of what others have lost, and what others tell.
 
-use super::{Attempt, MAX_PAUSE, Shared, Why, about, attempt};
+use super::{Attempt, MAX_PAUSE, Shared, Why, about, attempt, unheard};
 use crate::job::one_line;
 use crate::store::StoreError;
 use crate::store::listen::{Listener, Notice};
@@ -83,7 +83,8 @@ fn heed(attempts: &BTreeMap<Held, Attempt>, beats: &[Beat]) {
     }
 }
 
-/// Takes away what others have lost, and hands over what waits in the journal.
+/// Takes away what others have lost, gives back what was begun unheard, and hands over what waits in the
+/// journal.
 ///
 /// When the database was away, those who could not be heard of get the time of a lease to be heard of, or
 /// to hand over what has ended meanwhile.
@@ -92,6 +93,7 @@ pub(super) async fn rescues(shared: Arc<Shared>) {
         loop {
             sleep(about(RESCUE)).await;
             shared.reach.back().await;
+            unheard::give_back(&shared).await;
             if let Err(error) = attempt::hand_over_what_waits(&shared).await {
                 warn("cannot read the journal", &error);
             }
@@ -154,8 +156,7 @@ async fn hear(shared: &Shared, mut listener: Listener) {
     loop {
         match timeout(SILENCE, listener.next()).await {
             Ok(Ok(Notice::Queued)) => shared.work.notify_one(),
-            // Whatever runs here asks whether it is meant.
-            Ok(Ok(Notice::Cancel(_))) => shared.beat.notify_one(),
+            Ok(Ok(Notice::Cancel)) => shared.beat.notify_one(),
             Ok(Err(error)) => return shared.reach.note(&error),
             // There is nothing to tell, or nobody there who could.
             Err(_silence) => {

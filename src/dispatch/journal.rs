@@ -145,6 +145,10 @@ impl Journal {
         paths(&self.0)
     }
 
+    pub(super) fn directory(&self) -> &PathBuf {
+        &self.0
+    }
+
     fn path(&self, entry: &Entry) -> PathBuf {
         // The token alone: a job's name may be as long as a file's.
         self.0

@@ -15,17 +15,19 @@ mod attempt;
 mod heart;
 mod journal;
 mod reach;
+mod unheard;
 mod wait;
 
 pub use journal::JournalError;
 pub use wait::{Waited, Waiter};
 
+use crate::store::audit::Actor;
 use crate::store::files::Files;
-use crate::store::queue::{Cancelled, Enqueued, Held, Release, Submission, Worker};
+use crate::store::queue::{Cancelled, Enqueued, Held, Submission, Worker, tokens};
 use crate::store::{Store, StoreError};
 use crate::supervisor::connection::{self, Connections};
 use journal::Journal;
-use reach::Reach;
+use reach::{ANSWER, Reach};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
@@ -38,6 +40,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use unheard::Unheard;
+use uuid::Uuid;
 use wait::EndedHere;
 
 /// How often the queue is looked at when nobody says that something has come.
@@ -93,6 +97,7 @@ struct Shared {
     /// Held while slots are held only to look whether there is something for them.
     look: tokio::sync::Mutex<()>,
     attempts: Mutex<BTreeMap<Held, Attempt>>,
+    unheard: Unheard,
     /// Something may have come that can be claimed.
     work: Notify,
     /// Somebody may want something that runs here to end.
@@ -101,7 +106,7 @@ struct Shared {
     ends: broadcast::Sender<EndedHere>,
     /// Nothing is claimed before.
     pause: Mutex<Instant>,
-    /// Files of a job could not be kept, and nothing is claimed until some can.
+    /// Files of a job, or its result, could not be kept, and nothing is claimed until some can.
     is_full: AtomicBool,
     /// Nothing more is claimed.
     drain: CancellationToken,
@@ -185,6 +190,7 @@ impl Dispatcher {
             slots: Arc::new(Semaphore::new(usize::from(settings.slots))),
             look: tokio::sync::Mutex::default(),
             attempts: Mutex::default(),
+            unheard: Unheard::default(),
             work: Notify::new(),
             beat: Notify::new(),
             ends: broadcast::Sender::new(ENDS),
@@ -255,12 +261,15 @@ impl Dispatcher {
         // In a task of its own, since who waits may go away: what is claimed is run all the same.
         let (shared, tasks, job) = (Arc::clone(shared), self.tasks.clone(), job.clone());
         let claim = async move {
-            let enqueue = shared.store.enqueue(&job, most, Some(&shared.worker));
-            let enqueued = shared.reach.soon("take a job in", enqueue).await?;
+            let token = Uuid::new_v4();
+            let begun = Some((&shared.worker, token));
+            let enqueue = shared.store.enqueue(&job, most, begun);
+            let enqueued = shared.reach.soon("take a job in", enqueue).await;
+            let enqueued = shared.heard(enqueued, [token])?;
             if let Enqueued::Claimed(claim) = &enqueued {
                 if shared.drain.is_cancelled() {
-                    let release = shared.store.release(&claim.held, Release::Unused);
-                    shared.reach.within("give a job back", release).await?;
+                    shared.unheard.add([token]);
+                    unheard::give_back(&shared).await;
                     return Ok(Enqueued::Queued);
                 }
                 let claim = (**claim).clone();
@@ -281,8 +290,13 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Those of [`Store::cancel`].
-    pub async fn cancel(&self, id: &str, patience: Duration) -> Result<Cancelled, StoreError> {
-        let cancel = self.shared.store.cancel(id);
+    pub async fn cancel(
+        &self,
+        id: &str,
+        actor: Actor<'_>,
+        patience: Duration,
+    ) -> Result<Cancelled, StoreError> {
+        let cancel = self.shared.store.cancel(id, actor);
         let cancelled = self.shared.reach.soon("cancel a job", cancel).await?;
         if cancelled == Cancelled::Asked {
             self.shared.end_by_id(id);
@@ -311,7 +325,7 @@ impl Dispatcher {
         connected.await.unwrap_or(false)
     }
 
-    /// Whether files of a job could not be kept, and nothing is claimed until some can.
+    /// Whether files of a job, or its result, could not be kept, and nothing is claimed until some can.
     pub fn is_full(&self) -> bool {
         self.shared.is_full.load(Ordering::Relaxed)
     }
@@ -329,6 +343,10 @@ impl Dispatcher {
                 attempt.end(Why::Drained);
             }
             drop(timeout(shared.settings.lease, shared.nothing_runs()).await);
+        }
+        // The last occasion. What is missed waits for the end of its lease.
+        if !shared.reach.is_away() {
+            unheard::give_back(shared).await;
         }
         // The heart beats until now.
         shared.stop.cancel();
@@ -373,7 +391,7 @@ impl Shared {
         }
     }
 
-    /// Waits until files can be kept, if that has failed.
+    /// Waits until files and results can be kept, if that has failed.
     async fn can_keep(&self) {
         while self.is_full.load(Ordering::Relaxed) {
             if let Err(error) = self.try_to_keep().await {
@@ -388,10 +406,25 @@ impl Shared {
 
     async fn try_to_keep(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
         let some = vec![0; SOME];
-        let mut file = tempfile::tempfile_in(&self.settings.directory)?;
-        file.write_all(&some)?;
-        file.sync_all()?;
+        for directory in [&self.settings.directory, self.journal.directory()] {
+            let mut file = tempfile::tempfile_in(directory)?;
+            file.write_all(&some)?;
+            file.sync_all()?;
+        }
         Ok(self.files.try_to_keep(some).await?)
+    }
+
+    /// The answer to a claim with these tokens. Where there is none, it may have been carried out.
+    fn heard<T>(
+        &self,
+        answer: Result<T, StoreError>,
+        tokens: impl IntoIterator<Item = Uuid>,
+    ) -> Result<T, StoreError> {
+        answer.inspect_err(|error| {
+            if error.is_about_the_connection() {
+                self.unheard.add(tokens);
+            }
+        })
     }
 
     async fn nothing_runs(&self) {
@@ -448,9 +481,10 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
         // Somebody was faster.
         return true;
     };
-    let claim = shared.store.claim(&shared.worker, most);
+    let tokens = tokens(most);
+    let claim = shared.store.claim(&shared.worker, &tokens);
     let claims = shared.reach.within("claim a job", claim).await;
-    let claims = claims.unwrap_or_else(|error| {
+    let claims = shared.heard(claims, tokens).unwrap_or_else(|error| {
         heart::warn("cannot claim a job", &error);
         Vec::new()
     });

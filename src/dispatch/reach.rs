@@ -14,7 +14,7 @@ const TRY: Duration = Duration::from_secs(3);
 
 /// How long the database may take for anything: longer than it lets a statement take, and than a connection
 /// is waited for. A host that is gone says nothing.
-const ANSWER: Duration = Duration::from_secs(20);
+pub(super) const ANSWER: Duration = Duration::from_secs(20);
 
 /// How long somebody who wants an answer now waits for a database that is away.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -285,51 +285,82 @@ impl Store {
         })
     }
 
-    /// Forgets dead letters that are older than this, at most so many; gives how many they were.
+    /// Forgets dead letters that are older than this, at most so many; gives how many they were. The audit
+    /// says that it was this server.
     ///
     /// # Errors
     /// [`StoreError::Query`].
-    pub async fn forget_dead_letters(&self, after: Duration, most: u32) -> Result<u64, StoreError> {
-        let done = sqlx::query!(
+    pub async fn forget_dead_letters(
+        &self,
+        after: Duration,
+        most: u32,
+        server: &str,
+    ) -> Result<u64, StoreError> {
+        let forgotten = sqlx::query_scalar!(
             r#"
-            DELETE FROM dead_letters WHERE id = ANY (ARRAY(
-                SELECT id FROM dead_letters
-                WHERE created_at < clock_timestamp() - $1::double precision * interval '1 s'
-                ORDER BY created_at
-                LIMIT $2
-            ))
+            WITH forgotten AS (
+                DELETE FROM dead_letters WHERE id = ANY (ARRAY(
+                    SELECT id FROM dead_letters
+                    WHERE created_at < clock_timestamp() - $1::double precision * interval '1 s'
+                    ORDER BY created_at
+                    LIMIT $2
+                ))
+                RETURNING id
+            ), note AS (
+                INSERT INTO audit (owner, action, detail)
+                SELECT '', 'forget_dead_letters',
+                    jsonb_build_object('count', count(*), 'server', $3::text)
+                FROM forgotten HAVING count(*) > 0
+            )
+            SELECT count(*) AS "count!" FROM forgotten
             "#,
             after.as_secs_f64(),
             i64::from(most),
+            server,
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await
         .map_err(StoreError::query("forget old dead letters"))?;
-        Ok(done.rows_affected())
+        Ok(forgotten.cast_unsigned())
     }
 
     /// Forgets jobs that ended longer ago than this, with all that belongs to them, at most so many;
-    /// gives how many they were. Call it again until they are fewer.
+    /// gives how many they were. Call it again until they are fewer. The audit says that it was this server.
     ///
     /// # Errors
     /// [`StoreError::Query`].
-    pub async fn forget(&self, after: Duration, most: u32) -> Result<u64, StoreError> {
-        let done = sqlx::query!(
+    pub async fn forget(
+        &self,
+        after: Duration,
+        most: u32,
+        server: &str,
+    ) -> Result<u64, StoreError> {
+        let forgotten = sqlx::query_scalar!(
             r#"
-            DELETE FROM jobs WHERE id = ANY (ARRAY(
-                SELECT id FROM jobs WHERE ended_at < clock_timestamp() - $1::double precision * interval '1 s'
-                ORDER BY ended_at
-                LIMIT $2
-                FOR UPDATE SKIP LOCKED
-            ))
+            WITH forgotten AS (
+                DELETE FROM jobs WHERE id = ANY (ARRAY(
+                    SELECT id FROM jobs
+                    WHERE ended_at < clock_timestamp() - $1::double precision * interval '1 s'
+                    ORDER BY ended_at
+                    LIMIT $2
+                    FOR UPDATE SKIP LOCKED
+                ))
+                RETURNING id
+            ), note AS (
+                INSERT INTO audit (owner, action, detail)
+                SELECT '', 'forget_jobs', jsonb_build_object('count', count(*), 'server', $3::text)
+                FROM forgotten HAVING count(*) > 0
+            )
+            SELECT count(*) AS "count!" FROM forgotten
             "#,
             after.as_secs_f64(),
             i64::from(most),
+            server,
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await
         .map_err(StoreError::query("forget old jobs"))?;
-        Ok(done.rows_affected())
+        Ok(forgotten.cast_unsigned())
     }
 }
 

@@ -8,12 +8,12 @@ const QUEUED: &str = "tako_queued";
 const CANCEL: &str = "tako_cancel";
 
 /// What was told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
     /// Something has come that can be claimed.
     Queued,
-    /// Whoever runs this job shall end it.
-    Cancel(String),
+    /// Whoever runs jobs shall look whether one of them is to end.
+    Cancel,
 }
 
 /// Hears what is told from now on, on a connection of its own.
@@ -34,7 +34,7 @@ impl Listener {
             let told = told.ok_or_else(|| lost(sqlx::Error::WorkerCrashed))?;
             match told.channel() {
                 QUEUED => return Ok(Notice::Queued),
-                CANCEL => return Ok(Notice::Cancel(told.payload().to_owned())),
+                CANCEL => return Ok(Notice::Cancel),
                 _ => {}
             }
         }

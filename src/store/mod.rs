@@ -1,10 +1,11 @@
 //! Jobs and their history in PostgreSQL: a schema `tako` of our own, whatever else the database holds.
 //!
-//! [`queue`] has what changes a job, [`history`] what looks at it. All times are those of the database,
+//! [`queue`] has what changes a job, [`history`] what looks at it, [`audit`] who did what. All times are those of the database,
 //! since servers on several hosts share it. What must be true at the same time is written by one
 //! statement; what is to be written at the same moment often is as well ([`together`]).
 
 mod arrivals;
+pub mod audit;
 mod endings;
 pub mod files;
 pub mod history;
@@ -14,6 +15,7 @@ mod together;
 
 use arrivals::Arrival;
 use endings::Ending;
+use sqlx::error::DatabaseError;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
@@ -33,6 +35,9 @@ const STATEMENT: Duration = Duration::from_secs(10);
 /// longer than a statement takes.
 const LOCK: Duration = Duration::from_secs(5);
 
+/// How long a change of the schema waits for a lock: meanwhile whoever comes later waits for it.
+const SCHEMA_LOCK: Duration = Duration::from_secs(10);
+
 /// How long a transaction may be idle: a server that hangs shall not keep rows locked.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(15);
 
@@ -44,6 +49,9 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// How long a connection may take to show that it is alive: it leaves time to make another one.
 const ALIVE: Duration = Duration::from_secs(2);
+
+/// PostgreSQL's error code for a lock that was waited for in vain.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 static MIGRATIONS: Migrator = sqlx::migrate!("src/store/migrations");
 
@@ -57,6 +65,8 @@ pub enum StoreError {
     Connect { source: sqlx::Error },
     #[error("cannot bring the schema `{SCHEMA}` up to date")]
     Migrate { source: MigrateError },
+    #[error("the schema `{SCHEMA}` is locked: {by}")]
+    Locked { by: String },
     #[error("cannot {doing}")]
     Query {
         doing: &'static str,
@@ -181,7 +191,8 @@ impl Store {
     /// Connects, and brings the schema up to date. Of several that do so at once, one does the work.
     ///
     /// # Errors
-    /// [`StoreError::Connect`] or [`StoreError::Migrate`].
+    /// [`StoreError::Connect`], [`StoreError::Migrate`], or [`StoreError::Locked`] when somebody else has been
+    /// in the way for ten seconds.
     pub async fn open(database: &Database, connections: u32) -> Result<Self, StoreError> {
         let options = database.options();
         migrate(&options).await?;
@@ -233,22 +244,57 @@ async fn still_answers(connection: &mut PgConnection) -> Result<bool, sqlx::Erro
 
 /// The schema first, so that the list of what was applied lies in it as well.
 async fn migrate(database: &PgConnectOptions) -> Result<(), StoreError> {
-    // An index of a large table takes its time, and another server may be at it.
-    let patient = [("statement_timeout", "0"), ("lock_timeout", "60s")];
+    let lock = SCHEMA_LOCK.as_millis().to_string();
+    // An index of a large table takes its time.
+    let patient = [("statement_timeout", "0"), ("lock_timeout", lock.as_str())];
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .acquire_timeout(CONNECT)
         .connect_with(database.clone().options(patient))
         .await
         .map_err(|source| StoreError::Connect { source })?;
-    // Two at once may both find it missing: then one of them fails, and finds it the next time.
-    let make = || sqlx::query("CREATE SCHEMA IF NOT EXISTS tako").execute(&pool);
-    if make().await.is_err() {
-        make().await.map_err(|source| StoreError::Migrate {
-            source: source.into(),
-        })?;
-    }
-    let migrated = MIGRATIONS.run(&pool).await;
+    let migrated = apply(&pool).await;
+    let migrated = match migrated {
+        Err(source) if is_about_a_lock(&source) => Err(StoreError::Locked {
+            by: who_locks(&pool).await,
+        }),
+        migrated => migrated.map_err(|source| StoreError::Migrate { source }),
+    };
     pool.close().await;
-    migrated.map_err(|source| StoreError::Migrate { source })
+    migrated
+}
+
+async fn apply(pool: &PgPool) -> Result<(), MigrateError> {
+    // Two at once may both find it missing: then one of them fails, and finds it the next time.
+    let make = || sqlx::query("CREATE SCHEMA IF NOT EXISTS tako").execute(pool);
+    if make().await.is_err() {
+        make().await?;
+    }
+    MIGRATIONS.run(pool).await
+}
+
+fn is_about_a_lock(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(DatabaseError::code);
+    code.is_some_and(|code| code == LOCK_NOT_AVAILABLE)
+}
+
+/// Whoever has something locked that a change of the schema needs, the one who has had it longest first.
+async fn who_locks(pool: &PgPool) -> String {
+    let who = sqlx::query_scalar::<_, Option<String>>(
+        "SELECT string_agg(who, '; ') FROM (
+            SELECT DISTINCT ON (xact_start, pid) format('process %s of PostgreSQL (`%s`, %s since %s)', pid,
+                application_name, state, date_trunc('second', state_change)) AS who
+            FROM pg_locks JOIN pg_stat_activity USING (pid)
+            LEFT JOIN pg_class ON pg_class.oid = relation
+            WHERE granted AND pid <> pg_backend_pid() AND datname = current_database()
+                AND (locktype = 'advisory' OR relnamespace = to_regnamespace('tako'))
+            ORDER BY xact_start, pid
+            LIMIT 3
+        ) others",
+    );
+    let who = who.fetch_one(pool).await.ok().flatten();
+    who.unwrap_or_else(|| "nobody has it any more".to_owned())
 }

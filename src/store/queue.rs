@@ -11,14 +11,20 @@
 //!                          └─────────────────────────────────────────────────┘
 //! ```
 //!
-//! An attempt begins with its claim, which gives it a token and a lease. Whoever writes of it shows the
-//! token and finds the job running; the lease need not hold any more, since only [`Store::rescue`] takes
-//! a job away, and gives it up or a new token with that. A lease that is over is never extended: its
-//! job may be somebody else's the next moment.
+//! An attempt begins with its claim, which gives it a lease, and a token of those that its worker has brought
+//! along. So a worker that does not hear what became of a claim can still give back what it has begun
+//! ([`Store::give_back`]). Whoever writes of an attempt shows the token and finds the job running; the lease
+//! need not hold any more, since only [`Store::rescue`] takes a job away, and gives it up or a new token with
+//! that. A lease that is over is never extended: its job may be somebody else's the next moment.
+//!
+//! The clock is that of the database, and may be set. Set ahead, it ends all leases: what runs is taken away
+//! and repeated, if it may be. Set back, it keeps nothing waiting: what is new is claimed whatever the clock
+//! says, a lease that ends later than it can is cut, and a retry waits for a minute at most.
 //!
 //! So a job runs at least once, and exactly one result of it is recorded.
 
 use super::arrivals::Arrival;
+use super::audit::Actor;
 use super::endings::Ending;
 use super::history::{End, Left, timestamp};
 use super::{CONNECT, Store, StoreError};
@@ -28,6 +34,9 @@ use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 use tokio::time::timeout;
 use uuid::Uuid;
+
+/// How long an attempt that is to be repeated can be made to wait.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 /// Rows that one rescue looks at: the next one looks at those that follow.
 const RESCUED_AT_ONCE: i64 = 100;
@@ -245,9 +254,14 @@ pub enum Release<'a> {
     Failed {
         /// In words.
         reason: &'a str,
-        /// From now.
+        /// From now; a minute at most.
         retry_in: Duration,
     },
+}
+
+/// Tokens for so many attempts.
+pub fn tokens(most: u16) -> Vec<Uuid> {
+    (0..most).map(|_| Uuid::new_v4()).collect()
 }
 
 /// What became of a job whose attempt was lost.
@@ -291,22 +305,21 @@ pub(super) fn without_nul(text: &str) -> String {
 
 impl Store {
     /// Takes a job into the queue, unless `most` wait there already. With a worker it is claimed at once
-    /// by the same statement, and the queue may be as full as it likes.
+    /// by the same statement, with this token, and the queue may be as full as it likes.
     ///
     /// # Errors
     /// [`StoreError::Query`]: then it is not known whether the job was taken, and to send it again with
-    /// its idempotency key finds out.
+    /// its idempotency key finds out. What may have begun is to be [given back](Self::give_back).
     pub async fn enqueue(
         &self,
         job: &Submission,
         most: Option<u32>,
-        worker: Option<&Worker>,
+        begun: Option<(&Worker, Uuid)>,
     ) -> Result<Enqueued, StoreError> {
-        let token = worker.map(|_| Uuid::new_v4());
-        let arrival = Arrival::new(job, most, worker.zip(token));
+        let arrival = Arrival::new(job, most, begun);
         if self.arrivals.write(arrival).await? {
-            return Ok(match token {
-                Some(token) => Enqueued::Claimed(Box::new(Claim {
+            return Ok(match begun {
+                Some((_, token)) => Enqueued::Claimed(Box::new(Claim {
                     held: Held {
                         id: job.id.clone(),
                         token,
@@ -347,17 +360,20 @@ impl Store {
         })
     }
 
-    /// Begins an attempt of at most so many jobs: those of the highest priority, owners in turn, and of
-    /// an owner in the order in which they came.
+    /// Begins an attempt of as many jobs at most as there are [`tokens`]: those of the highest priority,
+    /// owners in turn, and of an owner in the order in which they came.
     ///
     /// # Errors
-    /// [`StoreError::Query`]: then some may have been claimed, and are rescued when their lease is over.
-    pub async fn claim(&self, worker: &Worker, most: u16) -> Result<Vec<Claim>, StoreError> {
+    /// [`StoreError::Query`]: then some may have been claimed, and are to be
+    /// [given back](Self::give_back). [`StoreError::Unknown`]: some were, and are rescued when their lease is
+    /// over.
+    pub async fn claim(&self, worker: &Worker, tokens: &[Uuid]) -> Result<Vec<Claim>, StoreError> {
         let claimed = sqlx::query_file!(
             "src/store/queries/claim.sql",
-            i64::from(most),
+            tokens,
             worker.name,
             interval(worker.lease),
+            interval(LONGEST_WAIT),
         )
         .fetch_all(&self.pool)
         .await
@@ -428,23 +444,41 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
     pub async fn release(&self, held: &Held, release: Release<'_>) -> Result<Written, StoreError> {
-        let (ending, reason, retry_in) = match release {
-            Release::Unused => ("returned", "", Duration::ZERO),
-            Release::Interrupted(why) => ("returned", why, Duration::ZERO),
-            Release::Failed { reason, retry_in } => ("failed", reason, retry_in),
-        };
-        let loss = Loss {
-            ending,
-            reason,
-            retry_in,
-            only_if_over: false,
-        };
-        let taken = self.lose(std::slice::from_ref(held), loss).await?;
+        let taken = self
+            .lose(std::slice::from_ref(held), Loss::of(release))
+            .await?;
         Ok(if taken.is_empty() {
             Written::Stale
         } else {
             Written::Yes
         })
+    }
+
+    /// Gives back, as not begun, whatever attempts have these tokens, which nobody has heard of; gives the
+    /// tokens that there were. A statement that was given up may still be carried out: so it is to be said
+    /// again until it cannot be any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`]; to say it again does no harm.
+    pub async fn give_back(&self, tokens: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+        let begun = sqlx::query!(
+            r#"SELECT id, token AS "token!" FROM jobs WHERE state = 'running' AND token = ANY ($1)"#,
+            tokens,
+        )
+        .fetch_all(&self.pool)
+        .await
+        .map_err(StoreError::query("look for jobs that nobody has heard of"))?;
+        let begun: Vec<_> = begun
+            .into_iter()
+            .map(|row| Held {
+                id: row.id,
+                token: row.token,
+            })
+            .collect();
+        if !begun.is_empty() {
+            self.lose(&begun, Loss::of(Release::Unused)).await?;
+        }
+        Ok(begun)
     }
 
     /// Records that a job cannot be run as it is: a type of error, and why.
@@ -479,18 +513,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`].
     pub async fn rescue(&self) -> Result<Vec<Rescued>, StoreError> {
-        let over = sqlx::query!(
-            r#"
-            SELECT id, token AS "token!" FROM jobs
-            WHERE state = 'running' AND lease_until <= clock_timestamp()
-            ORDER BY lease_until
-            LIMIT $1
-            "#,
-            RESCUED_AT_ONCE,
-        )
-        .fetch_all(&self.pool)
-        .await
-        .map_err(StoreError::query("look for jobs whose worker is gone"))?;
+        let over = sqlx::query_file!("src/store/queries/over.sql", RESCUED_AT_ONCE)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(StoreError::query("look for jobs whose worker is gone"))?;
         let over: Vec<_> = over
             .into_iter()
             .map(|row| Held {
@@ -504,7 +530,7 @@ impl Store {
         let loss = Loss {
             ending: "lost",
             reason: "its worker was not heard of",
-            retry_in: Duration::ZERO,
+            retry_in: None,
             only_if_over: true,
         };
         self.lose(&over, loss).await
@@ -522,7 +548,7 @@ impl Store {
             loss.only_if_over,
             loss.ending,
             without_nul(loss.reason),
-            interval(loss.retry_in),
+            loss.retry_in.map(|time| interval(time.min(LONGEST_WAIT))),
         )
         .fetch_all(&self.pool)
         .await
@@ -536,21 +562,27 @@ impl Store {
         rescued.collect()
     }
 
-    /// Ends a job that waits, and has one that runs be ended by whoever runs it.
+    /// Ends a job that waits, and has one that runs be ended by whoever runs it. The audit says who wanted
+    /// that.
     ///
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
-    pub async fn cancel(&self, id: &str) -> Result<Cancelled, StoreError> {
-        let found = sqlx::query_file!("src/store/queries/cancel.sql", id,)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(StoreError::query("cancel a job"))?;
+    pub async fn cancel(&self, id: &str, actor: Actor<'_>) -> Result<Cancelled, StoreError> {
+        let found = sqlx::query_file!(
+            "src/store/queries/cancel.sql",
+            id,
+            actor.owner,
+            actor.client_address,
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::query("cancel a job"))?;
         Ok(match (found.state.as_deref(), found.before.as_deref()) {
             (Some("running"), _) => Cancelled::Asked,
             (Some(_), _) => Cancelled::Now,
             (None, None) => Cancelled::Unknown,
             // It ended while we waited for its row.
-            (None, Some("queued" | "running")) => return Box::pin(self.cancel(id)).await,
+            (None, Some("queued" | "running")) => return Box::pin(self.cancel(id, actor)).await,
             (None, Some(state)) => match State::from_name(state)? {
                 State::Ended(status) => Cancelled::TooLate(status),
                 State::Queued | State::Running => Cancelled::Unknown,
@@ -600,9 +632,26 @@ impl Pulse {
 struct Loss<'a> {
     ending: &'static str,
     reason: &'a str,
-    retry_in: Duration,
+    /// `None` if it need not wait, by whatever clock.
+    retry_in: Option<Duration>,
     /// Not if its worker was heard of meanwhile.
     only_if_over: bool,
+}
+
+impl<'a> Loss<'a> {
+    fn of(release: Release<'a>) -> Self {
+        let (ending, reason, retry_in) = match release {
+            Release::Unused => ("returned", "", None),
+            Release::Interrupted(why) => ("returned", why, None),
+            Release::Failed { reason, retry_in } => ("failed", reason, Some(retry_in)),
+        };
+        Self {
+            ending,
+            reason,
+            retry_in,
+            only_if_over: false,
+        }
+    }
 }
 
 fn environment(value: serde_json::Value) -> Result<Vec<(String, String)>, StoreError> {

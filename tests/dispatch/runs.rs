@@ -5,6 +5,7 @@ use super::daemon::Daemon;
 use super::server::{Server, program, status};
 use std::time::{Duration, Instant};
 use tako_vm::job::Status;
+use tako_vm::store::audit::Actor;
 use tako_vm::store::queue::{Cancelled, Enqueued, State};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +98,10 @@ async fn a_cancel_ends_a_job_on_whichever_host_it_runs() {
     daemon.sandbox();
     let other = Server::start("other", &url, &daemon.socket()).await;
     let begun = Instant::now();
-    let cancelled = other.dispatcher.cancel("a", Duration::from_secs(20)).await;
+    let cancelled = other
+        .dispatcher
+        .cancel("a", Actor::default(), Duration::from_secs(20))
+        .await;
     assert_eq!(cancelled.unwrap(), Cancelled::Asked);
     assert!(
         begun.elapsed() < Duration::from_secs(5),
@@ -108,7 +112,7 @@ async fn a_cancel_ends_a_job_on_whichever_host_it_runs() {
     daemon.assert_without_sandboxes_within(Duration::from_secs(5));
     let again = other
         .dispatcher
-        .cancel("a", Duration::from_secs(1))
+        .cancel("a", Actor::default(), Duration::from_secs(1))
         .await
         .unwrap();
     assert_eq!(again, Cancelled::TooLate(Status::Cancelled));

@@ -5,7 +5,7 @@ use super::jobs;
 use std::time::Duration;
 use tako_vm::job::Termination;
 use tako_vm::store::Store;
-use tako_vm::store::queue::{Claim, Enqueued, Idempotency, Submission, Worker};
+use tako_vm::store::queue::{Claim, Enqueued, Idempotency, Submission, Worker, tokens};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -78,10 +78,19 @@ impl Hand {
         Self { store, log, worker }
     }
 
-    /// Claims jobs and ends them until it is told to stop.
+    /// Claims jobs and ends them until it is told to stop. What it has not heard of it gives back.
     pub(crate) async fn work(&self, stop: &CancellationToken) {
+        let mut unheard = Vec::new();
         while !stop.is_cancelled() {
-            let claims = self.store.claim(&self.worker, 2).await.unwrap_or_default();
+            if !unheard.is_empty() && self.store.give_back(&unheard).await.is_ok() {
+                unheard.clear();
+            }
+            let tokens = tokens(2);
+            let claims = self.store.claim(&self.worker, &tokens).await;
+            let claims = claims.unwrap_or_else(|_lost| {
+                unheard.extend(tokens);
+                Vec::new()
+            });
             for claim in &claims {
                 self.log.add(Seen::Claimed {
                     job: claim.held.id.clone(),

@@ -40,6 +40,7 @@ mod queue;
 #[path = "../dispatch/server.rs"]
 #[expect(dead_code, reason = "the tests of the dispatcher use all of it")]
 mod server;
+mod unheard;
 mod way;
 
 /// A number of the environment.

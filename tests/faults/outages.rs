@@ -9,6 +9,7 @@ use super::processes::takes;
 use super::server::{LEASE, Server};
 use super::way::Way;
 use std::time::{Duration, Instant};
+use tako_vm::store::audit::Actor;
 use tako_vm::store::queue::{State, Submission};
 use tokio::time::sleep;
 
@@ -178,7 +179,7 @@ async fn a_way_to_the_database_that_is_dead_is_noticed_and_another_one_found() {
         dispatcher.submit(&job, None),
         dispatcher.submit_at_once(&one, None),
         dispatcher.waiter().wait("a", false, patience),
-        dispatcher.cancel("a", patience),
+        dispatcher.cancel("a", Actor::default(), patience),
     );
     let noticed = begun.elapsed();
     assert!(submitted.is_err() && at_once.is_err() && waited.is_err() && cancelled.is_err());

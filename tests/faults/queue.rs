@@ -8,7 +8,8 @@ use super::way::Way;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tako_vm::job::Termination;
-use tako_vm::store::queue::{Cancelled, Held};
+use tako_vm::store::audit::Actor;
+use tako_vm::store::queue::{Cancelled, Held, tokens};
 use tako_vm::store::{Database, Store};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 const LEASE: Duration = Duration::from_secs(1);
 
-async fn store(url: &str, connections: u32) -> Store {
+pub(crate) async fn store(url: &str, connections: u32) -> Store {
     let database = Database::from_url(url).unwrap();
     Store::open(&database, connections).await.unwrap()
 }
@@ -110,12 +111,12 @@ async fn a_cancel_and_an_end_at_once_are_one_end() {
         };
         let cancel = async {
             sleep(before_cancel).await;
-            store.cancel(&job.id).await.unwrap()
+            store.cancel(&job.id, Actor::default()).await.unwrap()
         };
         let run = async {
             sleep(before_run).await;
             let begun = Instant::now();
-            let claims = store.claim(&hand.worker, 1).await.unwrap();
+            let claims = store.claim(&hand.worker, &tokens(1)).await.unwrap();
             for claim in &claims {
                 hand.finish(claim, &stop).await;
             }
@@ -176,7 +177,11 @@ async fn what_a_worker_says_after_its_lease_counts_for_nothing() {
     let stop = CancellationToken::new();
     for (number, first_is_late_twice) in [(0, false), (1, true)] {
         hands::send(&store, &watch.log, &keyed(&format!("job-{number}"))).await;
-        let late = store.claim(&slow.worker, 1).await.unwrap().remove(0);
+        let late = store
+            .claim(&slow.worker, &tokens(1))
+            .await
+            .unwrap()
+            .remove(0);
         sleep(LEASE + Duration::from_millis(100)).await;
         // It is heard of again, and that is too late.
         let mut pulse = store.pulse().await.unwrap();
@@ -187,7 +192,11 @@ async fn what_a_worker_says_after_its_lease_counts_for_nothing() {
             // Before the next attempt has begun.
             assert_stale(&store, &watch.log, &late.held).await;
         }
-        let next = store.claim(&quick.worker, 1).await.unwrap().remove(0);
+        let next = store
+            .claim(&quick.worker, &tokens(1))
+            .await
+            .unwrap()
+            .remove(0);
         assert_eq!(next.attempt, 2);
         // While it runs, and after it.
         assert_stale(&store, &watch.log, &late.held).await;
@@ -223,7 +232,7 @@ async fn calls_that_nobody_answers_do_not_use_up_the_connections() {
         .map(|_| {
             let store = store.clone();
             // It waits for the row when the way dies, and is given up.
-            async move { timeout(Duration::from_secs(1), store.cancel("a")).await }
+            async move { timeout(Duration::from_secs(1), store.cancel("a", Actor::default())).await }
         })
         .collect();
     sleep(Duration::from_millis(500)).await;

@@ -1,8 +1,8 @@
 //! A way to PostgreSQL on which replies are lost, or everything stops.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, copy};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -28,7 +28,11 @@ struct Shared {
     /// Replies of a thousand that are lost.
     loses: AtomicU64,
     lost: AtomicU64,
+    /// The next reply that has these bytes in it is lost.
+    loses_with: Mutex<Option<Vec<u8>>>,
     is_stalled: watch::Sender<bool>,
+    /// How often all clients were cut off.
+    cuts: watch::Sender<u32>,
     over: CancellationToken,
 }
 
@@ -42,7 +46,9 @@ impl Way {
             connections: AtomicU64::new(0),
             loses: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            loses_with: Mutex::new(None),
             is_stalled: watch::Sender::new(false),
+            cuts: watch::Sender::new(0),
             over: CancellationToken::new(),
         });
         tokio::spawn(serve(listener, Arc::clone(&shared)));
@@ -68,6 +74,17 @@ impl Way {
         self.shared.lost.load(Ordering::Relaxed)
     }
 
+    /// The next reply that has this in it is lost, and its connection with it: what was asked for has been
+    /// done then.
+    pub(crate) fn lose_one_with(&self, text: &str) {
+        *self.shared.loses_with.lock().unwrap() = Some(text.as_bytes().to_vec());
+    }
+
+    /// All clients lose their connections. The server does not hear of it, and does what it was asked for.
+    pub(crate) fn cut_clients_off(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
     /// Nothing goes through any more, and nobody is told.
     pub(crate) fn stall(&self) {
         self.shared.is_stalled.send_replace(true);
@@ -76,6 +93,20 @@ impl Way {
     /// New connections go through again. Those of before stay as dead as they are.
     pub(crate) fn mend(&self) {
         self.shared.is_stalled.send_replace(false);
+    }
+}
+
+impl Shared {
+    /// Whether this is what the next reply that is lost has in it.
+    fn is_to_be_lost(&self, body: &[u8]) -> bool {
+        let mut loses_with = self.loses_with.lock().unwrap();
+        let found = loses_with
+            .as_ref()
+            .is_some_and(|text| body.windows(text.len()).any(|window| window == text));
+        if found {
+            *loses_with = None;
+        }
+        found
     }
 }
 
@@ -100,6 +131,7 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>) {
 }
 
 async fn pass(client: UnixStream, mut is_stalled: watch::Receiver<bool>, shared: &Shared) {
+    let mut cuts = shared.cuts.subscribe();
     if *is_stalled.borrow_and_update() {
         // Kept open, for ever.
         return std::future::pending().await;
@@ -115,6 +147,10 @@ async fn pass(client: UnixStream, mut is_stalled: watch::Receiver<bool>, shared:
         _ = copy(&mut from_client, &mut to_server) => false,
         _ = replies(&mut from_server, &mut to_client, shared) => false,
         _ = is_stalled.wait_for(|is_stalled| *is_stalled) => true,
+        _ = cuts.changed() => {
+            drop((from_client, to_client));
+            true
+        }
     };
     if stalls {
         std::future::pending::<()>().await;
@@ -131,13 +167,14 @@ async fn replies(
     loop {
         // Not the one to the connection itself.
         let loses = shared.loses.load(Ordering::Relaxed);
-        let is_lost = !is_first && rand::random_range(0..1000) < loses;
+        let mut is_lost = !is_first && rand::random_range(0..1000) < loses;
         loop {
             let mut head = [0; 5];
             from.read_exact(&mut head).await?;
             let [kind, length @ ..] = head;
             let mut body = vec![0; u32::from_be_bytes(length) as usize - length.len()];
             from.read_exact(&mut body).await?;
+            is_lost |= shared.is_to_be_lost(&body);
             if !is_lost {
                 to.write_all(&[&head[..], &body].concat()).await?;
             }

@@ -5,14 +5,21 @@ use super::jobs::{ended, full_job, job, job_of, outcome, worker};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tako_vm::job::{Status, Termination};
+use tako_vm::store::audit::Actor;
 use tako_vm::store::history::Filter;
 use tako_vm::store::queue::{
-    Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written,
+    Cancelled, Claim, Enqueued, Idempotency, Release, State, Worker, Written, tokens,
 };
-use tako_vm::store::{Database, Store};
+use tako_vm::store::{Database, Store, StoreError};
+use uuid::Uuid;
 
 async fn claim_one(store: &Store, worker: &Worker) -> Option<Claim> {
-    store.claim(worker, 1).await.unwrap().into_iter().next()
+    store
+        .claim(worker, &tokens(1))
+        .await
+        .unwrap()
+        .into_iter()
+        .next()
 }
 
 async fn order(store: &Store) -> Vec<String> {
@@ -102,7 +109,11 @@ async fn whoever_comes_twice_with_a_key_gets_the_same_job_and_another_owner_his_
         .unwrap();
     // Also of a synchronous caller, whose second call does not run it again.
     let again = store
-        .enqueue(&with("e", "x", 1), None, Some(&worker("w")))
+        .enqueue(
+            &with("e", "x", 1),
+            None,
+            Some((&worker("w"), Uuid::new_v4())),
+        )
         .await
         .unwrap();
     let ended = State::Ended(Status::Succeeded);
@@ -159,7 +170,7 @@ async fn a_full_queue_refuses_and_leaves_the_key_free() {
     assert!(matches!(taken, Enqueued::Queued), "{taken:?}");
     // Who has a free slot does not wait, and so needs no room.
     let at_once = store
-        .enqueue(&job("sync"), Some(2), Some(&worker("w")))
+        .enqueue(&job("sync"), Some(2), Some((&worker("w"), Uuid::new_v4())))
         .await
         .unwrap();
     assert!(matches!(at_once, Enqueued::Claimed(_)), "{at_once:?}");
@@ -193,7 +204,11 @@ async fn what_the_database_refuses_does_not_stand_in_the_way_of_what_comes_with_
         if number == 7 {
             "no name".clone_into(&mut job.id);
         }
-        tokio::spawn(async move { store.enqueue(&job, None, Some(&worker("w"))).await })
+        tokio::spawn(async move {
+            store
+                .enqueue(&job, None, Some((&worker("w"), Uuid::new_v4())))
+                .await
+        })
     };
     let mut claims = Vec::new();
     for (number, task) in (0..20)
@@ -258,7 +273,7 @@ async fn what_several_have_left_and_brought_is_not_mixed_up() {
     for task in tasks.collect::<Vec<_>>() {
         sent.push(task.await.unwrap());
     }
-    let claims = store.claim(&worker("w"), 30).await.unwrap();
+    let claims = store.claim(&worker("w"), &tokens(30)).await.unwrap();
     assert_eq!(claims.len(), 30);
     let finished = claims.into_iter().map(|claim| {
         let sent = sent.iter().find(|job| job.id == claim.held.id).unwrap();
@@ -289,7 +304,7 @@ async fn what_several_have_left_and_brought_is_not_mixed_up() {
 async fn a_job_that_is_claimed_as_it_comes_is_nobody_elses() {
     let (store, _url) = cluster::store().await;
     let claimed = store
-        .enqueue(&full_job("a"), None, Some(&worker("w")))
+        .enqueue(&full_job("a"), None, Some((&worker("w"), Uuid::new_v4())))
         .await
         .unwrap();
     let Enqueued::Claimed(claim) = claimed else {
@@ -360,7 +375,7 @@ async fn no_two_workers_get_the_same_job() {
         tokio::spawn(async move {
             let (worker, mut claimed) = (worker(&format!("w{number}")), Vec::new());
             loop {
-                let claims = store.claim(&worker, 3).await.unwrap();
+                let claims = store.claim(&worker, &tokens(3)).await.unwrap();
                 if claims.is_empty() {
                     return claimed;
                 }
@@ -441,7 +456,10 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
         assert!(beats[0].holds && !beats[0].cancel_asked);
         assert!(store.rescue().await.unwrap().is_empty());
     }
-    assert_eq!(store.cancel("a").await.unwrap(), Cancelled::Asked);
+    assert_eq!(
+        store.cancel("a", Actor::default()).await.unwrap(),
+        Cancelled::Asked
+    );
     let beats = pulse.beat(&brief, held).await.unwrap();
     assert!(beats[0].cancel_asked);
     assert_eq!(state(&store, "a").await, State::Running);
@@ -453,7 +471,7 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
             .unwrap()
             .is_some()
     );
-    let late = store.cancel("a").await.unwrap();
+    let late = store.cancel("a", Actor::default()).await.unwrap();
     assert_eq!(late, Cancelled::TooLate(Status::Cancelled));
 }
 
@@ -461,12 +479,18 @@ async fn a_beat_keeps_an_attempt_and_hears_of_a_cancel() {
 async fn a_job_that_waits_is_cancelled_at_once_and_one_that_does_not_exist_never() {
     let (store, _url) = cluster::store().await;
     store.enqueue(&job("a"), None, None).await.unwrap();
-    assert_eq!(store.cancel("a").await.unwrap(), Cancelled::Now);
     assert_eq!(
-        store.cancel("a").await.unwrap(),
+        store.cancel("a", Actor::default()).await.unwrap(),
+        Cancelled::Now
+    );
+    assert_eq!(
+        store.cancel("a", Actor::default()).await.unwrap(),
         Cancelled::TooLate(Status::Cancelled)
     );
-    assert_eq!(store.cancel("b").await.unwrap(), Cancelled::Unknown);
+    assert_eq!(
+        store.cancel("b", Actor::default()).await.unwrap(),
+        Cancelled::Unknown
+    );
     assert!(claim_one(&store, &worker("w")).await.is_none());
 }
 
@@ -480,7 +504,7 @@ async fn cancel_and_completion_at_once_leave_one_end() {
         let outcome = outcome(Termination::Exited(0));
         let (finished, cancelled) = tokio::join!(
             store.finish(&claim.held, ended(&outcome)),
-            store.cancel(&id)
+            store.cancel(&id, Actor::default())
         );
         assert!(finished.unwrap().is_some());
         let cancelled = cancelled.unwrap();
@@ -568,7 +592,7 @@ async fn an_attempt_with_a_network_is_repeated_only_if_that_was_asked_for() {
         let claim = claim_one(&store, &worker("w")).await.unwrap();
         store.release(&claim.held, release).await.unwrap();
         assert_eq!(state(&store, id).await, expected, "{id}");
-        store.cancel(id).await.unwrap();
+        store.cancel(id, Actor::default()).await.unwrap();
     }
     assert_eq!(state(&store, "once").await, State::Ended(Status::Failed));
     assert_eq!(state(&store, "again").await, State::Queued);
@@ -585,7 +609,7 @@ async fn old_jobs_are_forgotten_with_all_that_is_theirs_and_only_they() {
     for id in ["old-1", "old-2", "new", "running", "queued"] {
         store.enqueue(&full_job(id), None, None).await.unwrap();
     }
-    for claim in store.claim(&worker("w"), 4).await.unwrap() {
+    for claim in store.claim(&worker("w"), &tokens(4)).await.unwrap() {
         if claim.held.id != "running" {
             let outcome = outcome(Termination::Exited(0));
             store.finish(&claim.held, ended(&outcome)).await.unwrap();
@@ -597,9 +621,9 @@ async fn old_jobs_are_forgotten_with_all_that_is_theirs_and_only_they() {
         .await
         .unwrap();
     let after = Duration::from_hours(1);
-    assert_eq!(store.forget(after, 1).await.unwrap(), 1);
-    assert_eq!(store.forget(after, 10).await.unwrap(), 1);
-    assert_eq!(store.forget(after, 10).await.unwrap(), 0);
+    assert_eq!(store.forget(after, 1, "w").await.unwrap(), 1);
+    assert_eq!(store.forget(after, 10, "w").await.unwrap(), 1);
+    assert_eq!(store.forget(after, 10, "w").await.unwrap(), 0);
     for table in [
         "jobs",
         "payloads",
@@ -651,6 +675,26 @@ async fn eight_servers_that_start_at_once_make_one_schema_and_leave_what_is_not_
 }
 
 #[tokio::test]
+async fn who_has_the_schema_locked_is_told_to_who_waits_for_it() {
+    let (_store, url) = cluster::store().await;
+    let mut keeps = cluster::connect(&url).await;
+    sqlx::raw_sql(
+        "SET application_name = 'somebody'; BEGIN; LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE",
+    )
+    .execute(&mut keeps)
+    .await
+    .unwrap();
+    let database = Database::from_url(&url).unwrap();
+    let locked = Store::open(&database, 1).await.unwrap_err();
+    let StoreError::Locked { by } = &locked else {
+        panic!("{locked:?}");
+    };
+    assert!(by.contains("`somebody`, idle in transaction since"), "{by}");
+    sqlx::raw_sql("COMMIT").execute(&mut keeps).await.unwrap();
+    Store::open(&database, 1).await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_known_of_jobs_is_told_page_by_page_the_newest_first() {
     let (store, _url) = cluster::store().await;
     for number in 0..5 {
@@ -665,7 +709,7 @@ async fn what_is_known_of_jobs_is_told_page_by_page_the_newest_first() {
     let mut good = outcome(Termination::Exited(0));
     good.exception = None;
     store.finish(&claim.held, ended(&good)).await.unwrap();
-    store.cancel("job-1").await.unwrap();
+    store.cancel("job-1", Actor::default()).await.unwrap();
 
     let entry = store.entry("job-0").await.unwrap().unwrap();
     assert_eq!(entry.state, State::Ended(Status::Succeeded));

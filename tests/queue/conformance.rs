@@ -2,14 +2,16 @@
 
 use super::cluster;
 use super::jobs;
-use super::model::{ALL, ATTEMPTS, Action, JOBS, State, WORKERS, World, actions};
+use super::model::{ALL, ATTEMPTS, Action, JOBS, ONCE, State, WORKERS, World, actions};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use sqlx::{PgConnection, Row};
 use tako_vm::job::Termination;
 use tako_vm::store::Store;
-use tako_vm::store::queue::{Held, Pulse, Release};
+use tako_vm::store::audit::Actor;
+use tako_vm::store::queue::{Held, Pulse, Release, tokens};
+use uuid::Uuid;
 
 /// Walks, and steps of each.
 const WALKS: u64 = 60;
@@ -22,6 +24,7 @@ struct Queue {
     pulse: Pulse,
     walk: u64,
     workers: [Option<Held>; WORKERS],
+    unheard: [Option<Uuid>; WORKERS],
     incarnation: u32,
 }
 
@@ -37,8 +40,19 @@ impl Queue {
     async fn act(&mut self, action: Action) {
         match action {
             Action::Claim(number) => {
-                let claims = self.store.claim(&self.worker(number), 1).await.unwrap();
+                let claims = self
+                    .store
+                    .claim(&self.worker(number), &tokens(1))
+                    .await
+                    .unwrap();
                 self.workers[number] = claims.into_iter().next().map(|claim| claim.held);
+            }
+            Action::ClaimUnheard(number) => {
+                self.unheard[number] = Some(self.claim_unheard(number).await);
+            }
+            Action::GiveBack(number) => {
+                let token = self.unheard[number].take().unwrap();
+                self.store.give_back(&[token]).await.unwrap();
             }
             Action::Beat(number) => {
                 let held = self.workers[number].clone().unwrap();
@@ -63,6 +77,7 @@ impl Queue {
             }
             Action::Crash(number) => {
                 self.workers[number] = None;
+                self.unheard[number] = None;
                 self.incarnation += 1;
             }
             Action::Expire(job) => {
@@ -73,8 +88,22 @@ impl Queue {
                     .unwrap();
             }
             Action::Rescue => drop(self.store.rescue().await.unwrap()),
-            Action::Cancel(job) => drop(self.store.cancel(&self.id(job)).await.unwrap()),
+            Action::Cancel(job) => drop(
+                self.store
+                    .cancel(&self.id(job), Actor::default())
+                    .await
+                    .unwrap(),
+            ),
         }
+    }
+
+    async fn claim_unheard(&mut self, number: usize) -> Uuid {
+        let token = Uuid::new_v4();
+        // Asked for, and not there yet.
+        assert_eq!(self.store.give_back(&[token]).await.unwrap(), []);
+        let worker = self.worker(number);
+        self.store.claim(&worker, &[token]).await.unwrap();
+        token
     }
 
     async fn finish(&mut self, number: usize) {
@@ -134,15 +163,18 @@ async fn the_queue_does_what_the_model_does_on_any_way_through_it() {
         connection: cluster::connect(&url).await,
         walk: 0,
         workers: [None, None],
+        unheard: [None, None],
         incarnation: 0,
     };
     let mut ended = 0;
     for walk in 0..WALKS {
         queue.walk = walk;
         queue.workers = [None, None];
+        queue.unheard = [None, None];
         for number in 0..JOBS {
             let mut job = jobs::job(&queue.id(number));
             job.max_attempts = i16::from(ATTEMPTS);
+            job.network = number == ONCE;
             queue.store.enqueue(&job, None, None).await.unwrap();
         }
         let (mut world, mut way) = (World::new(), Vec::new());
@@ -166,7 +198,11 @@ async fn the_queue_does_what_the_model_does_on_any_way_through_it() {
         ended += world.jobs.iter().filter(|job| job.state.is_end()).count();
         // Nothing of this walk is left for the next.
         for job in 0..JOBS {
-            queue.store.cancel(&queue.id(job)).await.unwrap();
+            queue
+                .store
+                .cancel(&queue.id(job), Actor::default())
+                .await
+                .unwrap();
             queue.act(Action::Expire(job)).await;
         }
         queue.store.rescue().await.unwrap();

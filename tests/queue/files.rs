@@ -5,6 +5,7 @@ use super::jobs::{ended, job, outcome, worker};
 use std::time::Duration;
 use tako_vm::job::Termination;
 use tako_vm::store::files::Files;
+use tako_vm::store::queue::tokens;
 
 #[tokio::test]
 async fn bytes_that_no_job_has_are_swept_and_no_others() {
@@ -18,7 +19,11 @@ async fn bytes_that_no_job_has_are_swept_and_no_others() {
         files.keep(&file, digest).await.unwrap();
     }
     store.enqueue(&job("a"), None, None).await.unwrap();
-    let claim = store.claim(&worker("w"), 1).await.unwrap().remove(0);
+    let claim = store
+        .claim(&worker("w"), &tokens(1))
+        .await
+        .unwrap()
+        .remove(0);
     let outcome = outcome(Termination::Exited(0));
     store.finish(&claim.held, ended(&outcome)).await.unwrap();
 
@@ -38,7 +43,7 @@ async fn bytes_that_no_job_has_are_swept_and_no_others() {
     assert_eq!(files.read(&named).await.unwrap(), b"bytes");
     assert!(files.read(&unnamed).await.is_err());
     // The job goes, and its file with it; what is kept once more before that is not taken away.
-    store.forget(Duration::ZERO, 10).await.unwrap();
+    store.forget(Duration::ZERO, 10, "w").await.unwrap();
     files.keep(&file, &named).await.unwrap();
     assert_eq!(files.sweep(&store).await.unwrap(), 0, "it was written anew");
 }

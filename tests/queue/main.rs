@@ -4,6 +4,7 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+mod audit;
 mod claims;
 mod cluster;
 mod conformance;

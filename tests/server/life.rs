@@ -300,6 +300,74 @@ fn its_database_is_started_again_when_it_dies() {
     server.stop();
 }
 
+/// An empty disk that cannot be written to, over a directory of a server's, as that sees it.
+struct ReadOnly {
+    server: nix::unistd::Pid,
+    path: std::path::PathBuf,
+}
+
+impl ReadOnly {
+    fn over(server: nix::unistd::Pid, path: &Path) -> Self {
+        let read_only = Self {
+            server,
+            path: path.to_owned(),
+        };
+        let mut mount = read_only.inside("mount");
+        mount.args(["-t", "tmpfs", "-o", "ro", "tmpfs"]).arg(path);
+        tako_vm::sys::process::run(&mut mount).unwrap();
+        read_only
+    }
+
+    /// A program in the server's mount namespace, with which what it mounts ends at the latest.
+    fn inside(&self, program: &str) -> std::process::Command {
+        let mut command = tako_vm::sys::process::program("nsenter");
+        command
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.server))
+            .arg(program);
+        command
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let mut umount = self.inside("umount");
+        drop(tako_vm::sys::process::run(
+            umount.arg("--lazy").arg(&self.path),
+        ));
+    }
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_server_that_can_keep_no_files_says_that_it_is_not_ready_until_it_can() {
+    let ground = ground();
+    let server = Server::start(ground.path(), &Options::default());
+    let read_only = ReadOnly::over(server.worker(), &server.data.join("files"));
+    let leaves = program("open('/output/a', 'w').write('x')");
+    let (_, sent) = server.post("/execute/async", &leaves);
+    let ready = |wanted: u16| {
+        let late = Instant::now() + on_this_host(Duration::from_secs(20));
+        loop {
+            let (status, ready) = server.get("/ready");
+            if status == wanted {
+                return ready;
+            }
+            assert!(Instant::now() < late, "{ready}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let not = ready(503);
+    assert!(not.to_string().contains("cannot be kept"), "{not}");
+    let id = sent["job_id"].as_str().unwrap();
+    let (_, standing) = server.get(&format!("/jobs/{id}"));
+    assert_eq!(standing["status"], "pending", "{standing}");
+    drop(read_only);
+    ready(200);
+    let record = http::ended(&server.url, id);
+    assert_eq!(record["status"], "succeeded", "{record}");
+    server.stop();
+}
+
 fn database_lives(server: &Server) -> bool {
     let file = server.data.join("postgres/data/postmaster.pid");
     file.exists() && Path::new(&format!("/proc/{}", database_of(server))).exists()

@@ -67,6 +67,79 @@ fn three_share_the_work_and_what_a_dead_one_had_runs_elsewhere() {
     first.stop();
 }
 
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_server_says_what_it_waits_for_when_somebody_has_the_schema_locked() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let url = runtime.block_on(cluster::database());
+    let ground = ground();
+    // It makes the schema.
+    Server::start(ground.path(), &options("a", &url)).stop();
+    let mut keeps = runtime.block_on(async {
+        let mut keeps = cluster::connect(&url).await;
+        let lock = "SET application_name = 'somebody'; BEGIN;
+            LOCK TABLE _sqlx_migrations IN ACCESS EXCLUSIVE MODE";
+        sqlx::raw_sql(lock).execute(&mut keeps).await.unwrap();
+        keeps
+    });
+    let gives_up = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(12));
+        runtime.block_on(async {
+            sqlx::raw_sql("COMMIT").execute(&mut keeps).await.unwrap();
+        });
+    });
+    let server = Server::start(ground.path(), &options("a", &url));
+    gives_up.join().unwrap();
+    kill(server.leader(), Signal::SIGTERM);
+    let (code, said) = server.ended();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the schema `tako` is locked"), "{said}");
+    assert!(said.contains("`somebody`"), "{said}");
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn the_audit_tells_when_a_server_came_and_went_and_who_cancelled_what() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let url = runtime.block_on(cluster::database());
+    let ground = ground();
+    let server = Server::start(ground.path(), &options("a", &url));
+    let endless = json!({"code": "import time\ntime.sleep(50)"});
+    let (_, sent) = server.post("/execute/async", &endless);
+    let id = sent["job_id"].as_str().unwrap().to_owned();
+    let (status, answer) = server.post(&format!("/jobs/{id}/cancel"), &json!({}));
+    assert_eq!(status, 200, "{answer}");
+    server.stop();
+    let acts = runtime.block_on(acts(&url));
+    let [start, cancel, drain, stop] = &acts[..] else {
+        panic!("{acts:?}")
+    };
+    assert_eq!(cancel[..3], ["cancel", &id, "127.0.0.1"]);
+    for (act, action) in [
+        (start, "server_start"),
+        (drain, "server_drain"),
+        (stop, "server_stop"),
+    ] {
+        assert_eq!(act[..3], [action, "", ""]);
+        assert!(!act[3].is_empty() && act[3] == start[3], "{acts:?}");
+    }
+}
+
+/// Action, job, address and server of each line of the audit.
+async fn acts(url: &str) -> Vec<[String; 4]> {
+    let rows = sqlx::query(
+        "SELECT action, COALESCE(job_id, ''), COALESCE(client_address, ''),
+            COALESCE(detail->>'server', '')
+        FROM audit ORDER BY id",
+    )
+    .fetch_all(&mut cluster::connect(url).await)
+    .await
+    .unwrap();
+    rows.iter()
+        .map(|row| [row.get(0), row.get(1), row.get(2), row.get(3)])
+        .collect()
+}
+
 fn cancelled_by_one_run_by_any(servers: &[Server; 3]) {
     let endless = json!({"code": "import time\ntime.sleep(50)"});
     let (_, sent) = servers[1].post("/execute/async", &endless);

@@ -8,6 +8,7 @@ use crate::config::{self, Config, Overrides, Server};
 use crate::dispatch::{self, Dispatcher};
 use crate::job::one_line;
 use crate::postgres::{Place, Postgres, PostgresError};
+use crate::store::audit::OfServer;
 use crate::store::files::Files;
 use crate::store::{Database, Store, StoreError};
 use crate::supervisor::connection::Connections;
@@ -37,6 +38,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long answers may take to be taken in the end.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
+/// How long the database may take to note that this server begins or ends.
+const NOTE: Duration = Duration::from_secs(2);
 
 /// How often what is old is forgotten, and how much of it at once.
 const FORGET: Duration = Duration::from_hours(1);
@@ -193,9 +197,10 @@ async fn with_database(
         () = signals.next() => return Ok(()),
     };
     let files = Files::in_directory(&data.join("files")).map_err(|error| Failure::ours(&error))?;
+    // Unlike that of any other process, whatever hosts are called and numbers processes have.
+    let worker = format!("{}-{}", host_name(), Uuid::new_v4().simple());
     let settings = dispatch::Settings {
-        // Unlike that of any other process, whatever hosts are called and numbers processes have.
-        worker: format!("{}-{}", host_name(), Uuid::new_v4().simple()),
+        worker: worker.clone(),
         lease: config.lease,
         slots: config.max_workers,
         retry_base_delay: config.retry_base_delay,
@@ -219,8 +224,19 @@ async fn with_database(
     announce(&listener)?;
     let stop = CancellationToken::new();
     let serving = tokio::spawn(api::serve(listener, api, stop.clone()));
-    let forgetting = tokio::spawn(forget(store.clone(), files, config.clone()));
-    let ended = until_the_end(&dispatcher, (serving, stop), (config.drain, signals)).await;
+    let start = OfServer::Start {
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    note(&store, &worker, start).await;
+    let forgetting = tokio::spawn(forget(store.clone(), files, config.clone(), worker.clone()));
+    let auditor = (&store, &*worker);
+    let ended = until_the_end(
+        &dispatcher,
+        auditor,
+        (serving, stop),
+        (config.drain, signals),
+    )
+    .await;
     forgetting.abort();
     drop(timeout(LAST_ANSWERS, store.close()).await);
     ended
@@ -229,6 +245,7 @@ async fn with_database(
 /// Serves until somebody or something ends that, and lets what runs end.
 async fn until_the_end(
     dispatcher: &Dispatcher,
+    auditor: (&Store, &str),
     (mut serving, stop): (JoinHandle<io::Result<()>>, CancellationToken),
     (patience, mut signals): (Duration, Signals),
 ) -> Result<(), Failure> {
@@ -237,7 +254,7 @@ async fn until_the_end(
         () = dispatcher.broken() => (Some(Err(broken())), Duration::ZERO),
         () = signals.next() => (None, patience),
     };
-    drain(dispatcher, patience, signals).await;
+    drain(dispatcher, auditor, patience, signals).await;
     stop.cancel();
     let ended = match ended {
         Some(ended) => ended,
@@ -266,13 +283,35 @@ fn served(ended: Result<io::Result<()>, JoinError>) -> Result<(), Failure> {
 }
 
 /// Lets running jobs end; the next signal gives them back.
-async fn drain(dispatcher: &Dispatcher, patience: Duration, mut signals: Signals) {
+async fn drain(
+    dispatcher: &Dispatcher,
+    (store, worker): (&Store, &str),
+    patience: Duration,
+    mut signals: Signals,
+) {
     tracing::info!("the server ends when its jobs have, at most {patience:?} from now");
     // Without a service manager there is nobody to tell.
     drop(notify::stopping("waiting for running jobs"));
-    tokio::select! {
-        () = dispatcher.drain(patience) => {}
-        () = signals.next() => dispatcher.drain(Duration::ZERO).await,
+    let ended = async {
+        tokio::select! {
+            () = dispatcher.drain(patience) => false,
+            () = signals.next() => {
+                dispatcher.drain(Duration::ZERO).await;
+                true
+            }
+        }
+    };
+    let told = note(store, worker, OfServer::Drain { patience });
+    let ((), at_once) = tokio::join!(told, ended);
+    note(store, worker, OfServer::Stop { at_once }).await;
+}
+
+/// Notes what this server does, if the database takes it now: it begins and ends all the same.
+async fn note(store: &Store, worker: &str, act: OfServer) {
+    let noted = timeout(NOTE, store.note(worker, act)).await;
+    let noted = noted.unwrap_or_else(|_| Err(StoreError::late("note what a server does")));
+    if let Err(error) = noted {
+        tracing::warn!("{}", one_line(&error));
     }
 }
 
@@ -300,7 +339,7 @@ fn announce(listener: &TcpListener) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Connects, also to a database that is about to start.
+/// Connects, also to a database that is about to start, or whose schema is being changed.
 async fn open(database: &Database, connections: u32) -> Result<Store, StoreError> {
     let late = Instant::now() + DATABASE;
     loop {
@@ -309,27 +348,35 @@ async fn open(database: &Database, connections: u32) -> Result<Store, StoreError
                 tracing::warn!("{}: trying again", one_line(&error));
                 sleep(Duration::from_secs(1)).await;
             }
+            // It has been waited for, and somebody has to end what is in the way.
+            Err(error @ StoreError::Locked { .. }) => {
+                tracing::warn!("{}: waiting", one_line(&error));
+            }
             opened => return opened,
         }
     }
 }
 
 /// Forgets what is older than the configuration says, for as long as the server lives.
-async fn forget(store: Store, files: Files, config: Server) {
+async fn forget(store: Store, files: Files, config: Server, worker: String) {
     loop {
-        let forgotten = async {
-            while store.forget(config.keep_records, AT_ONCE).await? >= u64::from(AT_ONCE) {}
-            let keep = config.keep_dead_letters;
-            while store.forget_dead_letters(keep, AT_ONCE).await? >= u64::from(AT_ONCE) {}
-            Ok::<_, StoreError>(())
-        };
-        if let Err(error) = forgotten.await {
+        if let Err(error) = forget_once(&store, &config, &worker).await {
             tracing::warn!("cannot forget old jobs: {}", one_line(&error));
         } else if let Err(error) = files.sweep(&store).await {
             tracing::warn!("cannot remove files of old jobs: {}", one_line(&error));
         }
         sleep(FORGET).await;
     }
+}
+
+async fn forget_once(store: &Store, config: &Server, worker: &str) -> Result<(), StoreError> {
+    let most = u64::from(AT_ONCE);
+    while store.forget(config.keep_records, AT_ONCE, worker).await? >= most {}
+    let keep = config.keep_dead_letters;
+    while store.forget_dead_letters(keep, AT_ONCE, worker).await? >= most {}
+    // The last: the others are acts as well.
+    while store.forget_acts(config.keep_acts, AT_ONCE, worker).await? >= most {}
+    Ok(())
 }
 
 /// The database: the operator's, or our own, which is started again when it ends.

@@ -1,14 +1,17 @@
--- Begins an attempt of $1 jobs at most, for the worker $2, with a lease of $3.
+-- Begins an attempt of as many jobs at most as there are tokens $1, for the worker $2, with a lease of $3.
+-- Nothing waits for longer than $4: what seems to has been told to before the clock was set back.
 WITH next AS (
     SELECT id FROM jobs
-    WHERE state = 'queued' AND ready_at <= clock_timestamp()
+    WHERE state = 'queued'
+        AND (ready_at <= clock_timestamp() OR ready_at > clock_timestamp() + $4::interval)
     ORDER BY priority DESC, turn, number
-    LIMIT $1
+    LIMIT cardinality($1::uuid[])
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE jobs SET
-        state = 'running', attempts = attempts + 1, token = gen_random_uuid(), worker = $2,
-        claimed_at = clock_timestamp(), lease_until = clock_timestamp() + $3,
+        state = 'running', attempts = attempts + 1,
+        token = ($1::uuid[])[array_position(ARRAY(SELECT id FROM next), id)], worker = $2,
+        claimed_at = clock_timestamp(), lease = $3, lease_until = clock_timestamp() + $3,
         started_at = COALESCE(started_at, clock_timestamp())
     WHERE id = ANY (ARRAY(SELECT id FROM next))
     RETURNING id, token, attempts, turn

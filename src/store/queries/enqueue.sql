@@ -30,14 +30,16 @@ WITH come AS MATERIALIZED (
     INSERT INTO jobs (
         id, state, priority, owner, turn, job_type, idempotency_key, fingerprint,
         correlation_id, client_address, parent_id, relationship, attempts, max_attempts,
-        token, worker, claimed_at, lease_until, started_at
+        token, worker, claimed_at, lease, lease_until, started_at, ready_at
     )
     SELECT id, CASE WHEN token IS NULL THEN 'queued' ELSE 'running' END, priority, owner, turn,
         job_type, idempotency_key, fingerprint, correlation_id, client_address, parent_id,
         relationship, CASE WHEN token IS NULL THEN 0 ELSE 1 END, max_attempts, token, worker,
         CASE WHEN token IS NOT NULL THEN clock_timestamp() END,
-        clock_timestamp() + lease_ms * interval '1 ms',
-        CASE WHEN token IS NOT NULL THEN clock_timestamp() END
+        lease_ms * interval '1 ms', clock_timestamp() + lease_ms * interval '1 ms',
+        CASE WHEN token IS NOT NULL THEN clock_timestamp() END,
+        -- Whatever becomes of the clock.
+        '-infinity'
     FROM placed, waiting
     WHERE token IS NOT NULL OR most IS NULL OR waiting.jobs + place <= most
     -- Who comes with a key waits for whoever comes with the same: all in the same order.

@@ -1,5 +1,5 @@
 -- Takes the attempts with the ids $1 and the tokens $2 away, if $3 only those whose lease is over. $4 is
--- how they have ended and $5 why; a job that waits again does so for $6 at least.
+-- how they have ended and $5 why; a job that waits again does so for $6 at least, if that is no null.
 WITH lost AS (
     SELECT jobs.*, payloads.image, payloads.network AND NOT payloads.repeatable AS at_most_once
     FROM jobs
@@ -24,7 +24,7 @@ WITH lost AS (
         state = next,
         attempts = jobs.attempts - CASE WHEN $4 = 'returned' AND next = 'queued' THEN 1 ELSE 0 END,
         ended_at = CASE WHEN next <> 'queued' THEN clock_timestamp() END,
-        ready_at = clock_timestamp() + $6::interval,
+        ready_at = COALESCE(clock_timestamp() + $6::interval, '-infinity'),
         -- It had its turn, and is the next again.
         turn = LEAST(jobs.turn, (SELECT last_value FROM turns))
     FROM decided WHERE jobs.id = decided.id
