@@ -21,7 +21,7 @@ impl Api {
             (self.dispatcher.is_draining(), "the server is about to end"),
             (
                 self.dispatcher.is_full(),
-                "the files of jobs cannot be kept: the disk may be full",
+                "the files of jobs cannot be kept: the disk may be full, or the artifact store away",
             ),
             (!supervisor_answers, "the supervisor does not answer"),
             (!database_answers, "the database does not answer"),

@@ -1,5 +1,6 @@
 //! Configuration of the server: the same file, whose keys of the supervisor say what a job may ask for.
 
+use super::artifact_store::{self, ArtifactStore};
 use super::{Config, ConfigError, DEFAULT_FILE, in_range, problem};
 use crate::job::Maxima;
 use serde::Deserialize;
@@ -29,7 +30,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/tako-vm-server";
 const FILES: [&str; 2] = ["tako_vm.yaml", "config/tako_vm.yaml"];
 
 /// Keys of the server, and of nothing else.
-pub(super) const KEYS: [&str; 33] = [
+pub(super) const KEYS: [&str; 35] = [
     "production_mode",
     "log_level",
     "server_host",
@@ -46,6 +47,8 @@ pub(super) const KEYS: [&str; 33] = [
     "retry_base_delay",
     "queue_wait_timeout",
     "data_dir",
+    "artifact_store",
+    "max_artifact_storage_bytes",
     "database_url",
     "lease_seconds",
     "drain_seconds",
@@ -68,7 +71,7 @@ pub(super) const KEYS: [&str; 33] = [
 /// The variable that names a directory for sockets.
 pub const RUNTIME_DIRECTORY_VARIABLE: &str = "RUNTIME_DIRECTORY";
 
-const HANDED_DOWN: [&str; 10] = [
+const HANDED_DOWN: [&str; 15] = [
     FILE_VARIABLE,
     DATABASE_URL_VARIABLE,
     "TAKO_VM_API_MAX_PAYLOAD_BYTES",
@@ -77,6 +80,11 @@ const HANDED_DOWN: [&str; 10] = [
     "TAKO_VM_API_KEYS",
     "TAKO_VM_ALLOW_RUNTIME_REQUIREMENTS",
     "TAKO_VM_SESSIONS_ENABLED",
+    artifact_store::ACCESS_KEY_ID,
+    artifact_store::SECRET_ACCESS_KEY,
+    artifact_store::SESSION_TOKEN,
+    artifact_store::ENDPOINT_URL,
+    artifact_store::REGION,
     "RUST_BACKTRACE",
     // Where PostgreSQL finds passwords and certificates for a database of the operator's.
     "PGPASSFILE",
@@ -115,6 +123,10 @@ pub struct Server {
     pub database_url: Option<DatabaseUrl>,
     /// Results that wait, files of jobs, the server's own database.
     pub data_dir: Option<PathBuf>,
+    /// Where files of jobs are kept in place of `data_dir`.
+    pub artifact_store: Option<ArtifactStore>,
+    /// Bytes of files that an owner may have kept, 1 B to 1 PiB. Default: 10 GiB.
+    pub max_artifact_storage_bytes: u64,
     /// Jobs that this server runs at a time, 1 to 64. Default: 4.
     pub max_workers: u16,
     /// Jobs that wait at most, 1 to 10,000. Default: 100.
@@ -168,6 +180,8 @@ struct Keys {
     #[serde(rename = "queue_wait_timeout")]
     _queue_wait_timeout: Option<Value>,
     data_dir: Option<PathBuf>,
+    artifact_store: Option<artifact_store::Keys>,
+    max_artifact_storage_bytes: Option<u64>,
     database_url: Option<String>,
     lease_seconds: Option<u64>,
     drain_seconds: Option<u64>,
@@ -263,7 +277,13 @@ impl Server {
         let mut keys = Keys::deserialize(Value::Mapping(keys)).map_err(failed)?;
         keys.read_environment(variable)?;
         keys.check_controls()?;
-        keys.check(Config::parse(text, path)?.maxima, overrides)
+        let artifact_store = keys.artifact_store.take();
+        let artifact_store = artifact_store.map(|store| store.check(variable));
+        let server = keys.check(Config::parse(text, path)?.maxima, overrides)?;
+        Ok(Self {
+            artifact_store: artifact_store.transpose()?,
+            ..server
+        })
     }
 }
 
@@ -412,6 +432,13 @@ impl Keys {
             log_level: level(self.log_level.as_deref().unwrap_or("INFO"))?,
             database_url: self.database_url.map(DatabaseUrl),
             data_dir: overrides.data_dir.or(self.data_dir),
+            artifact_store: None,
+            max_artifact_storage_bytes: in_range(
+                "max_artifact_storage_bytes",
+                self.max_artifact_storage_bytes,
+                10_u64 << 30,
+                (1, 1 << 50),
+            )?,
             maxima,
         })
     }
@@ -488,6 +515,8 @@ mod tests {
         assert_eq!((server.max_workers, server.max_queue_size), (4, 100));
         assert_eq!(server.max_payload_bytes, 2 << 20);
         assert_eq!(server.max_attempts, 2);
+        assert_eq!(server.max_artifact_storage_bytes, 10 << 30);
+        assert!(server.artifact_store.is_none());
         assert_eq!(server.keep_records, 30 * DAY);
         assert!(server.database_url.is_none() && server.data_dir.is_none());
         assert_eq!(server.maxima.timeout, Duration::from_mins(5));
@@ -508,6 +537,7 @@ data_dir: /srv/tako
 database_url: postgresql://u:p@h/d
 log_level: WARNING
 execution_record_ttl_days: 1
+max_artifact_storage_bytes: 1000
 max_timeout: 60
 pool: {maximum: 1}
 ";
@@ -523,6 +553,7 @@ pool: {maximum: 1}
         assert_eq!(server.data_dir.as_deref(), Some(Path::new("/srv/tako")));
         assert_eq!(server.log_level, "warn");
         assert_eq!(server.keep_records, DAY);
+        assert_eq!(server.max_artifact_storage_bytes, 1000);
         assert_eq!(server.maxima.timeout, Duration::from_mins(1));
         // The same file does for the supervisor.
         assert!(Config::parse(text, Path::new("tako_vm.yaml")).is_ok());
@@ -571,6 +602,10 @@ pool: {maximum: 1}
             ("lease_seconds: 2", "`lease_seconds` is 2"),
             ("log_level: LOUD", "`log_level` is `LOUD`"),
             ("max_worker: 1", "does not parse"),
+            (
+                "max_artifact_storage_bytes: 0",
+                "`max_artifact_storage_bytes` is 0",
+            ),
             ("api_auth_enabled: true", "`api_auth_enabled` is true"),
             ("api_keys: [abc]", "`api_keys` has keys"),
             (

@@ -1,7 +1,7 @@
 //! One attempt of one job: the supervisor runs it, and how that ended is recorded.
 
 use super::journal::{COLLECTED, Entry};
-use super::{Attempt, EndedHere, JournalError, MAX_PAUSE, Shared, Why, about, heart};
+use super::{Attempt, EndedHere, JournalError, MAX_PAUSE, Shared, Why, about, heart, quota};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
 use crate::store::queue::{Claim, Ended, Held, Release, Written};
@@ -138,13 +138,17 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
         .prefix(COLLECTED)
         .tempdir_in(&shared.settings.directory)
         .map_err(Failure::Read)?;
-    let end = ended.end().clone();
+    let mut end = ended.end().clone();
     let (outcome, connection) = ended.collect(directory.path(), &attempt.cancel).await?;
     if !attempt.cancel.is_cancelled() {
         shared.supervisor.put_back(connection);
     }
-    for file in &outcome.artifacts {
-        shared.files.keep(&file.path, &file.sha256).await?;
+    quota::leave_out(shared, &claim.held, &mut end).await;
+    for kept in &end.artifacts {
+        let file = outcome.artifacts.iter().find(|file| file.name == kept.name);
+        if let Some(file) = file {
+            shared.files.keep(&file.path, &file.sha256).await?;
+        }
     }
     Entry::new(claim.held, end, &outcome).map_err(Failure::Read)
 }

@@ -4,6 +4,7 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+mod bucket;
 mod claims;
 mod cluster;
 mod conformance;
@@ -11,3 +12,5 @@ mod described;
 mod files;
 mod jobs;
 mod model;
+mod objects;
+mod usage;
