@@ -3,12 +3,13 @@
 
 use super::{ConfigError, problem};
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::fmt;
 
 /// The variables that hold a key, or one that is lent for a while.
 pub(super) const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
-pub(super) const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
-pub(super) const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
+const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
+const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
 
 /// The variables that stand in for `endpoint` and `region`.
 pub(super) const ENDPOINT_URL: &str = "AWS_ENDPOINT_URL";
@@ -16,6 +17,13 @@ pub(super) const REGION: &str = "AWS_REGION";
 
 /// The region where one that is no place has to be said.
 const ANY_REGION: &str = "us-east-1";
+
+/// The key of the store, as the environment of root's process has it. It is for the server, and for nothing
+/// else that root starts.
+pub fn artifact_store_key() -> impl Iterator<Item = (&'static str, OsString)> {
+    let variables = [ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN].into_iter();
+    variables.filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
 
 /// Text that is not shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,12 +55,29 @@ pub struct ArtifactStore {
     pub region: String,
     /// The endpoint may be one of `http://`. Default: false.
     pub allow_http: bool,
-    /// The name of the key.
-    pub access_key_id: Secret,
-    /// The key.
-    pub secret_access_key: Secret,
+    access_key_id: Option<Secret>,
+    secret_access_key: Option<Secret>,
     /// What goes with a key that is lent for a while.
     pub session_token: Option<Secret>,
+}
+
+impl ArtifactStore {
+    /// The name of the key, and the key. Who reads the configuration for something else needs none.
+    ///
+    /// # Errors
+    /// When one is not set.
+    pub fn key(&self) -> Result<(&Secret, &Secret), ConfigError> {
+        let missing = |name| {
+            let why = format!("needs {name}: set it in the environment of the server");
+            problem("artifact_store", why)
+        };
+        let id = self.access_key_id.as_ref();
+        let key = self.secret_access_key.as_ref();
+        Ok((
+            id.ok_or_else(|| missing(ACCESS_KEY_ID))?,
+            key.ok_or_else(|| missing(SECRET_ACCESS_KEY))?,
+        ))
+    }
 }
 
 /// The key as it is written.
@@ -78,23 +103,14 @@ impl Keys {
             .transpose()?;
         let region = self.region.or_else(|| variable(REGION));
         let region = region.or_else(|| endpoint.as_ref().map(|_| ANY_REGION.to_owned()));
-        let needed = |name| {
-            variable(name).map(Secret).ok_or_else(|| {
-                let why = format!(
-                    "needs the variables {ACCESS_KEY_ID} and {SECRET_ACCESS_KEY}, and {name} is not set: \
-                     set it in the environment of the server"
-                );
-                problem("artifact_store", why)
-            })
-        };
         Ok(ArtifactStore {
             bucket,
             prefix,
             endpoint,
             region: check_region(region)?,
             allow_http: self.allow_http,
-            access_key_id: needed(ACCESS_KEY_ID)?,
-            secret_access_key: needed(SECRET_ACCESS_KEY)?,
+            access_key_id: variable(ACCESS_KEY_ID).map(Secret),
+            secret_access_key: variable(SECRET_ACCESS_KEY).map(Secret),
             session_token: variable(SESSION_TOKEN).map(Secret),
         })
     }
@@ -189,6 +205,8 @@ mod tests {
         assert_eq!((&store.bucket[..], &store.prefix[..]), ("jobs", "a/b"));
         assert_eq!(store.endpoint.as_deref(), Some("http://127.0.0.1:9000"));
         assert_eq!((&store.region[..], store.allow_http), ("eu-1", true));
+        let (id, key) = store.key().unwrap();
+        assert_eq!((id.as_str(), key.as_str()), ("id", "key"));
         assert!(store.session_token.is_none());
 
         let variables = [
@@ -243,10 +261,8 @@ mod tests {
             assert!(error.contains(expected), "{text}: {error}");
             assert!(!error.contains("u:p"), "{error}");
         }
-        let error = parse("{url: s3://jobs, region: a}", &KEY[..1]).unwrap_err();
-        assert!(
-            error.contains("AWS_SECRET_ACCESS_KEY is not set"),
-            "{error}"
-        );
+        let store = parse("{url: s3://jobs, region: a}", &KEY[..1]).unwrap();
+        let error = store.key().unwrap_err().to_string();
+        assert!(error.contains("needs AWS_SECRET_ACCESS_KEY"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use artifact_store::ArtifactStore;
+pub use artifact_store::{ArtifactStore, artifact_store_key};
 pub use server::{
     DATA_DIR_VARIABLE, DATABASE_URL_VARIABLE, DEFAULT_DATA_DIR, DatabaseUrl, FILE_VARIABLE,
     Overrides, RUNTIME_DIRECTORY_VARIABLE, Server, handed_down, runtime_directory,

@@ -71,7 +71,7 @@ pub(super) const KEYS: [&str; 35] = [
 /// The variable that names a directory for sockets.
 pub const RUNTIME_DIRECTORY_VARIABLE: &str = "RUNTIME_DIRECTORY";
 
-const HANDED_DOWN: [&str; 15] = [
+const HANDED_DOWN: [&str; 12] = [
     FILE_VARIABLE,
     DATABASE_URL_VARIABLE,
     "TAKO_VM_API_MAX_PAYLOAD_BYTES",
@@ -80,9 +80,6 @@ const HANDED_DOWN: [&str; 15] = [
     "TAKO_VM_API_KEYS",
     "TAKO_VM_ALLOW_RUNTIME_REQUIREMENTS",
     "TAKO_VM_SESSIONS_ENABLED",
-    artifact_store::ACCESS_KEY_ID,
-    artifact_store::SECRET_ACCESS_KEY,
-    artifact_store::SESSION_TOKEN,
     artifact_store::ENDPOINT_URL,
     artifact_store::REGION,
     "RUST_BACKTRACE",
@@ -308,7 +305,7 @@ fn variable(name: &str) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
 
-/// What of the environment of root's process is the server's, which it starts.
+/// What of the environment of root's process is that of what it starts without privileges.
 pub fn handed_down() -> impl Iterator<Item = (&'static str, OsString)> {
     let variables = HANDED_DOWN.into_iter();
     variables.filter_map(|name| Some((name, std::env::var_os(name)?)))

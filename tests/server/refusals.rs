@@ -160,7 +160,7 @@ fn a_server_that_cannot_be_as_it_is_wanted_does_not_start() {
         ),
         (
             "artifact_store: {url: 's3://jobs', region: eu-1}",
-            "AWS_ACCESS_KEY_ID is not set",
+            "`artifact_store` needs AWS_ACCESS_KEY_ID",
         ),
     ] {
         let options = Options {

@@ -302,18 +302,17 @@ async fn files(config: &Server, data: &Path) -> Result<Files, Failure> {
         let files = Files::in_directory(&data.join("files"));
         return files.map_err(|error| Failure::ours(&error));
     };
+    let (id, key) = store.key().map_err(|error| Failure::usage(&error))?;
+    let token = store.session_token.as_ref();
     let files = Files::in_s3(&S3 {
         bucket: store.bucket.clone(),
         prefix: store.prefix.clone(),
         endpoint: store.endpoint.clone(),
         region: store.region.clone(),
         allow_http: store.allow_http,
-        access_key_id: store.access_key_id.as_str().to_owned(),
-        secret_access_key: store.secret_access_key.as_str().to_owned(),
-        session_token: store
-            .session_token
-            .as_ref()
-            .map(|token| token.as_str().to_owned()),
+        access_key_id: id.as_str().to_owned(),
+        secret_access_key: key.as_str().to_owned(),
+        session_token: token.map(|token| token.as_str().to_owned()),
     });
     let files = files.map_err(|error| Failure::ours(&error))?;
     match timeout(ARTIFACT_STORE, files.try_to_keep(vec![0])).await {
