@@ -21,7 +21,8 @@ impl Api {
             (self.dispatcher.is_draining(), "the server is about to end"),
             (
                 self.dispatcher.is_full(),
-                "the files of jobs cannot be kept: the disk may be full or read-only",
+                "the files of jobs cannot be kept: the disk may be full or read-only, or the artifact \
+                 store away",
             ),
             (!supervisor_answers, "the supervisor does not answer"),
             (!database_answers, "the database does not answer"),

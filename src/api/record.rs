@@ -1,6 +1,6 @@
 //! What is told of a job: short, as an answer to who has waited, or as its record.
 
-use crate::job::{timestamp, timestamp_if_any};
+use crate::job::{Skipped, timestamp, timestamp_if_any};
 use crate::store::history::{End, Entry, Failure, File, Left, Run, Standing};
 use crate::store::queue::State;
 use jiff::Timestamp;
@@ -83,6 +83,7 @@ struct Rest {
     job_ref: String,
     artifacts: Vec<Artifact>,
     artifacts_truncated: bool,
+    artifacts_skipped: Vec<Skipped>,
     input_artifacts: Vec<Artifact>,
     resource_usage: Option<Usage>,
     code_hash: String,
@@ -248,6 +249,7 @@ impl Record {
             job_ref: entry.image.clone(),
             artifacts: left.artifacts.into_iter().map(Artifact::from).collect(),
             artifacts_truncated: left.artifacts_truncated,
+            artifacts_skipped: left.artifacts_skipped,
             input_artifacts: Vec::new(),
             resource_usage: usage,
             code_hash: hex::encode(entry.code_sha256),

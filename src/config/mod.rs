@@ -4,6 +4,7 @@
 //! The keys are those of Tako VM's `tako_vm.yaml`, and `supervisor`, `pool` and some of the server's. An
 //! unknown key is an error, and so is one that would weaken the isolation.
 
+mod artifact_store;
 mod server;
 mod service;
 
@@ -18,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use artifact_store::{ArtifactStore, artifact_store_key};
 pub use server::{
     DATA_DIR_VARIABLE, DATABASE_URL_VARIABLE, DEFAULT_DATA_DIR, DatabaseUrl, FILE_VARIABLE,
     Overrides, RUNTIME_DIRECTORY_VARIABLE, Server, handed_down, runtime_directory,

@@ -1,5 +1,6 @@
 //! Configuration of the server: the same file, whose keys of the supervisor say what a job may ask for.
 
+use super::artifact_store::{self, ArtifactStore};
 use super::{Config, ConfigError, DEFAULT_FILE, in_range, problem};
 use crate::job::Maxima;
 use serde::Deserialize;
@@ -29,7 +30,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/tako-vm-server";
 const FILES: [&str; 2] = ["tako_vm.yaml", "config/tako_vm.yaml"];
 
 /// Keys of the server, and of nothing else.
-pub(super) const KEYS: [&str; 34] = [
+pub(super) const KEYS: [&str; 36] = [
     "production_mode",
     "log_level",
     "server_host",
@@ -46,6 +47,8 @@ pub(super) const KEYS: [&str; 34] = [
     "retry_base_delay",
     "queue_wait_timeout",
     "data_dir",
+    "artifact_store",
+    "max_artifact_storage_bytes",
     "database_url",
     "lease_seconds",
     "drain_seconds",
@@ -69,7 +72,7 @@ pub(super) const KEYS: [&str; 34] = [
 /// The variable that names a directory for sockets.
 pub const RUNTIME_DIRECTORY_VARIABLE: &str = "RUNTIME_DIRECTORY";
 
-const HANDED_DOWN: [&str; 10] = [
+const HANDED_DOWN: [&str; 12] = [
     FILE_VARIABLE,
     DATABASE_URL_VARIABLE,
     "TAKO_VM_API_MAX_PAYLOAD_BYTES",
@@ -78,6 +81,8 @@ const HANDED_DOWN: [&str; 10] = [
     "TAKO_VM_API_KEYS",
     "TAKO_VM_ALLOW_RUNTIME_REQUIREMENTS",
     "TAKO_VM_SESSIONS_ENABLED",
+    artifact_store::ENDPOINT_URL,
+    artifact_store::REGION,
     "RUST_BACKTRACE",
     // Where PostgreSQL finds passwords and certificates for a database of the operator's.
     "PGPASSFILE",
@@ -116,6 +121,10 @@ pub struct Server {
     pub database_url: Option<DatabaseUrl>,
     /// Results that wait, files of jobs, the server's own database.
     pub data_dir: Option<PathBuf>,
+    /// Where files of jobs are kept in place of `data_dir`.
+    pub artifact_store: Option<ArtifactStore>,
+    /// Bytes of files that an owner may have kept, 1 B to 1 PiB. Default: 10 GiB.
+    pub max_artifact_storage_bytes: u64,
     /// Jobs that this server runs at a time, 1 to 64. Default: 4.
     pub max_workers: u16,
     /// Jobs that wait at most, 1 to 10,000. Default: 100.
@@ -171,6 +180,8 @@ struct Keys {
     #[serde(rename = "queue_wait_timeout")]
     _queue_wait_timeout: Option<Value>,
     data_dir: Option<PathBuf>,
+    artifact_store: Option<artifact_store::Keys>,
+    max_artifact_storage_bytes: Option<u64>,
     database_url: Option<String>,
     lease_seconds: Option<u64>,
     drain_seconds: Option<u64>,
@@ -267,7 +278,13 @@ impl Server {
         let mut keys = Keys::deserialize(Value::Mapping(keys)).map_err(failed)?;
         keys.read_environment(variable)?;
         keys.check_controls()?;
-        keys.check(Config::parse(text, path)?.maxima, overrides)
+        let artifact_store = keys.artifact_store.take();
+        let artifact_store = artifact_store.map(|store| store.check(variable));
+        let server = keys.check(Config::parse(text, path)?.maxima, overrides)?;
+        Ok(Self {
+            artifact_store: artifact_store.transpose()?,
+            ..server
+        })
     }
 }
 
@@ -292,7 +309,7 @@ fn variable(name: &str) -> Option<String> {
     value.filter(|value| !value.is_empty())
 }
 
-/// What of the environment of root's process is the server's, which it starts.
+/// What of the environment of root's process is that of what it starts without privileges.
 pub fn handed_down() -> impl Iterator<Item = (&'static str, OsString)> {
     let variables = HANDED_DOWN.into_iter();
     variables.filter_map(|name| Some((name, std::env::var_os(name)?)))
@@ -418,6 +435,13 @@ impl Keys {
             log_level: level(self.log_level.as_deref().unwrap_or("INFO"))?,
             database_url: self.database_url.map(DatabaseUrl),
             data_dir: overrides.data_dir.or(self.data_dir),
+            artifact_store: None,
+            max_artifact_storage_bytes: in_range(
+                "max_artifact_storage_bytes",
+                self.max_artifact_storage_bytes,
+                10_u64 << 30,
+                (1, 1 << 50),
+            )?,
             maxima,
         })
     }
@@ -494,6 +518,8 @@ mod tests {
         assert_eq!((server.max_workers, server.max_queue_size), (4, 100));
         assert_eq!(server.max_payload_bytes, 2 << 20);
         assert_eq!(server.max_attempts, 2);
+        assert_eq!(server.max_artifact_storage_bytes, 10 << 30);
+        assert!(server.artifact_store.is_none());
         assert_eq!(
             (
                 server.keep_records,
@@ -522,6 +548,7 @@ database_url: postgresql://u:p@h/d
 log_level: WARNING
 execution_record_ttl_days: 1
 audit_ttl_days: 2
+max_artifact_storage_bytes: 1000
 max_timeout: 60
 pool: {maximum: 1}
 ";
@@ -537,6 +564,7 @@ pool: {maximum: 1}
         assert_eq!(server.data_dir.as_deref(), Some(Path::new("/srv/tako")));
         assert_eq!(server.log_level, "warn");
         assert_eq!((server.keep_records, server.keep_acts), (DAY, 2 * DAY));
+        assert_eq!(server.max_artifact_storage_bytes, 1000);
         assert_eq!(server.maxima.timeout, Duration::from_mins(1));
         // The same file does for the supervisor.
         assert!(Config::parse(text, Path::new("tako_vm.yaml")).is_ok());
@@ -586,6 +614,10 @@ pool: {maximum: 1}
             ("audit_ttl_days: 0", "`audit_ttl_days` is 0"),
             ("log_level: LOUD", "`log_level` is `LOUD`"),
             ("max_worker: 1", "does not parse"),
+            (
+                "max_artifact_storage_bytes: 0",
+                "`max_artifact_storage_bytes` is 0",
+            ),
             ("api_auth_enabled: true", "`api_auth_enabled` is true"),
             ("api_keys: [abc]", "`api_keys` has keys"),
             (

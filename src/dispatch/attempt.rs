@@ -2,7 +2,7 @@
 
 use super::journal::{COLLECTED, Entry};
 use super::wait::EndedHere;
-use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart};
+use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart, quota};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
 use crate::store::history::End;
@@ -137,7 +137,7 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
     drop(parts);
     let nobody: Option<mpsc::Sender<Output>> = None;
     let ended = submitted.attend(nobody, &attempt.cancel).await?;
-    let end = ended.end().clone();
+    let mut end = ended.end().clone();
     let directory = if end.artifacts.is_empty() {
         None
     } else {
@@ -150,8 +150,12 @@ async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, 
     if !attempt.cancel.is_cancelled() {
         shared.supervisor.put_back(connection);
     }
-    for file in &outcome.artifacts {
-        shared.files.keep(&file.path, &file.sha256).await?;
+    quota::leave_out(shared, &claim.held, &mut end).await;
+    for kept in &end.artifacts {
+        let file = outcome.artifacts.iter().find(|file| file.name == kept.name);
+        if let Some(file) = file {
+            shared.files.keep(&file.path, &file.sha256).await?;
+        }
     }
     Entry::new(claim.held, end, &outcome).map_err(Failure::Read)
 }

@@ -14,6 +14,7 @@
 mod attempt;
 mod heart;
 mod journal;
+mod quota;
 mod reach;
 mod unheard;
 mod wait;
@@ -54,6 +55,9 @@ const LOOK: Duration = Duration::from_millis(250);
 const KEEP: Duration = Duration::from_secs(1);
 const SOME: usize = 1 << 20;
 
+/// How long the start waits to find out: what comes later is found out by whoever claims.
+const AT_FIRST: Duration = Duration::from_secs(5);
+
 /// Longest pause between two tries of what may succeed later.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
@@ -73,6 +77,8 @@ pub struct Settings {
     pub retry_base_delay: Duration,
     /// A directory of ours for results that wait, and for files that jobs leave.
     pub directory: PathBuf,
+    /// How many bytes of files an owner may have kept.
+    pub artifact_storage_bytes: u64,
 }
 
 /// What claims and runs jobs. Dropped, it ends them, and leaves them to others when their leases are over.
@@ -108,6 +114,7 @@ struct Shared {
     pause: Mutex<Instant>,
     /// Files of a job, or its result, could not be kept, and nothing is claimed until some can.
     is_full: AtomicBool,
+    over_quota: quota::Told,
     /// Nothing more is claimed.
     drain: CancellationToken,
     /// Nothing more is done.
@@ -196,6 +203,7 @@ impl Dispatcher {
             ends: broadcast::Sender::new(ENDS),
             pause: Mutex::new(Instant::now()),
             is_full: AtomicBool::new(false),
+            over_quota: quota::Told::default(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
             broken: CancellationToken::new(),
@@ -209,6 +217,7 @@ impl Dispatcher {
             _lock: lock,
         });
         attempt::hand_over_what_waits(&shared).await?;
+        shared.try_at_first().await;
         let tasks = TaskTracker::new();
         let alarm = || shared.broken.clone().drop_guard();
         tasks.spawn(vital(alarm(), claims(Arc::clone(&shared), tasks.clone())));
@@ -401,6 +410,16 @@ impl Shared {
                 // What has failed meanwhile is found out the next time.
                 self.is_full.store(false, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// So that no attempt is begun in vain where nothing can be kept already.
+    async fn try_at_first(&self) {
+        let tried = timeout(AT_FIRST, self.try_to_keep()).await;
+        let tried = tried.unwrap_or_else(|late| Err(late.into()));
+        if let Err(error) = tried {
+            self.is_full.store(true, Ordering::Relaxed);
+            heart::warn("cannot keep files of jobs", &*error);
         }
     }
 

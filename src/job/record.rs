@@ -107,7 +107,7 @@ pub struct Artifact {
 }
 
 /// A file of `/output` that was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Its path below `/output`.
     pub name: String,

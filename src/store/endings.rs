@@ -20,7 +20,6 @@ pub(super) struct Ending {
     ended_at: jiff::Timestamp,
     stdout_bytes: u64,
     stderr_bytes: u64,
-    artifacts_skipped: Vec<serde_json::Value>,
     #[serde(flatten)]
     left: Left,
 }
@@ -35,10 +34,6 @@ pub(super) struct Times {
 impl Ending {
     pub(super) fn new(held: &Held, ended: Ended<'_>, left: Left) -> Self {
         let outcome = ended.outcome;
-        let skipped = outcome.artifacts_skipped.iter();
-        let skipped = skipped.map(|Skipped { name, reason }| {
-            serde_json::json!({ "name": without_nul(name), "reason": without_nul(reason) })
-        });
         Self {
             id: held.id.clone(),
             token: held.token,
@@ -49,7 +44,6 @@ impl Ending {
             ended_at: outcome.ended_at,
             stdout_bytes: left.stdout.total,
             stderr_bytes: left.stderr.total,
-            artifacts_skipped: skipped.collect(),
             left,
         }
     }
@@ -88,7 +82,15 @@ impl Left {
             output_error: result.and_then(Result::err).map(without_nul),
             artifacts: outcome.artifacts.iter().map(File::of).collect(),
             artifacts_truncated: outcome.artifacts_truncated,
+            artifacts_skipped: outcome.artifacts_skipped.iter().map(skipped).collect(),
         }
+    }
+}
+
+fn skipped(skipped: &Skipped) -> Skipped {
+    Skipped {
+        name: without_nul(&skipped.name),
+        reason: without_nul(&skipped.reason).into(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::queue::State;
 use super::{Store, StoreError};
-use crate::job::{Captured, ResourceUsage};
+use crate::job::{Captured, ResourceUsage, Skipped};
 use jiff::Timestamp;
 use serde::Serialize;
 use std::time::Duration;
@@ -82,6 +82,7 @@ pub struct Left {
     #[serde(rename = "files")]
     pub artifacts: Vec<File>,
     pub artifacts_truncated: bool,
+    pub artifacts_skipped: Vec<Skipped>,
 }
 
 /// The run that a job has ended with.
@@ -120,6 +121,15 @@ pub struct File {
     pub size_bytes: u64,
     #[serde(with = "hex")]
     pub sha256: Vec<u8>,
+}
+
+/// How much of what an owner's jobs have left is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Who it is.
+    pub owner: String,
+    /// Of all files of all records, equal ones too.
+    pub bytes: u64,
 }
 
 /// Which jobs are asked for; `None` stands for any.
@@ -265,6 +275,29 @@ impl Store {
         .map_err(StoreError::query("find out which files are in use"))
     }
 
+    /// How much is kept of the owner of this job.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn usage(&self, id: &str) -> Result<Usage, StoreError> {
+        let row = sqlx::query!(
+            r#"
+            SELECT owner, (
+                SELECT COALESCE(sum(bytes), 0) FROM artifact_usage usage WHERE usage.owner = jobs.owner
+            )::bigint AS "bytes!"
+            FROM jobs WHERE id = $1
+            "#,
+            id,
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(StoreError::query("find out how much is kept of an owner"))?;
+        Ok(Usage {
+            owner: row.owner,
+            bytes: row.bytes.cast_unsigned(),
+        })
+    }
+
     /// How many jobs wait and run.
     ///
     /// # Errors
@@ -405,6 +438,7 @@ struct Row {
     wall_time_ms: Option<i64>,
     oom_kills: Option<i64>,
     artifacts_truncated: Option<bool>,
+    artifacts_skipped: Option<serde_json::Value>,
     names: Option<Vec<String>>,
     sizes: Option<Vec<i64>>,
     digests: Option<Vec<Vec<u8>>>,
@@ -458,6 +492,11 @@ impl Row {
                 })
                 .collect(),
             artifacts_truncated: self.artifacts_truncated.unwrap_or_default(),
+            artifacts_skipped: self
+                .artifacts_skipped
+                .take()
+                .and_then(|skipped| serde_json::from_value(skipped).ok())
+                .unwrap_or_default(),
         }
     }
 

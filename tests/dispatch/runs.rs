@@ -3,9 +3,12 @@
 use super::cluster;
 use super::daemon::Daemon;
 use super::server::{Server, program, status};
+use sha2::Digest;
 use std::time::{Duration, Instant};
 use tako_vm::job::Status;
 use tako_vm::store::audit::Actor;
+use tako_vm::store::files::Files;
+use tako_vm::store::history::Left;
 use tako_vm::store::queue::{Cancelled, Enqueued, State};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,4 +174,70 @@ async fn a_drain_claims_nothing_more_finishes_what_is_short_and_gives_back_what_
     assert_eq!(attempts("long").await, (State::Queued, 0));
     assert_eq!(attempts("late").await, (State::Queued, 0));
     daemon.assert_empty_within(Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn what_is_more_than_an_owner_may_keep_is_left_out_and_said_and_his_result_is_not() {
+    let (daemon, url) = (Daemon::start(), cluster::database().await);
+    let directory = tempfile::tempdir().unwrap();
+    let objects = directory.path().join("files");
+    std::fs::create_dir_all(&objects).unwrap();
+    let files = Files::in_directory(&objects).unwrap();
+    let server = Server::start_with(directory, files, ("w", 1000), &url, &daemon.socket()).await;
+    let writes = |name: &str, bytes: usize| {
+        format!(
+            "open('/output/result.json', 'w').write('[{bytes}]')\n\
+             open('/output/{name}', 'w').write('{name}' * {bytes})"
+        )
+    };
+    let left = async |id: &str, owner: &str, code: &str| {
+        let mut job = program(id, code);
+        job.owner = owner.to_owned();
+        server.submit_job(&job).await;
+        let entry = server.ended(id).await;
+        assert_eq!(status(&entry), Status::Succeeded);
+        *entry.left.unwrap()
+    };
+    let names = |left: &Left| -> Vec<String> {
+        left.artifacts
+            .iter()
+            .map(|file| file.name.clone())
+            .collect()
+    };
+    let fits = left("fits", "one", &writes("a", 900)).await;
+    assert_eq!(names(&fits), ["result.json", "a"]);
+    assert!(!fits.artifacts_truncated && fits.artifacts_skipped.is_empty());
+
+    // 905 bytes are kept. What still fits is kept, and the result is what it was.
+    let large = left("large", "one", &writes("b", 900)).await;
+    assert_eq!(
+        (names(&large), large.output.as_deref()),
+        (vec!["result.json".to_owned()], Some("[900]")),
+        "what does not fit is not kept"
+    );
+    assert!(large.artifacts_truncated);
+    assert_eq!(large.artifacts_skipped[0].name, "b");
+    let reason = &large.artifacts_skipped[0].reason;
+    assert_eq!(
+        reason,
+        "900 bytes, and its owner has 90 left of 1000 (`max_artifact_storage_bytes`)"
+    );
+    let digest = hex::encode(sha2::Sha256::digest("b".repeat(900)));
+    assert!(
+        server.files.read(&digest).await.is_err(),
+        "its bytes were not kept"
+    );
+    // Another owner has room of his own.
+    assert_eq!(
+        names(&left("other", "two", &writes("b", 900)).await).len(),
+        2
+    );
+    // What is forgotten makes room.
+    server.store.forget(Duration::ZERO, 10, "w").await.unwrap();
+    assert_eq!(
+        names(&left("again", "one", &writes("b", 900)).await).len(),
+        2
+    );
+    server.dispatcher.drain(Duration::from_secs(5)).await;
 }

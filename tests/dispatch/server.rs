@@ -30,18 +30,30 @@ impl Server {
 
     /// One that finds what an earlier one has left.
     pub(crate) async fn start_in(directory: TempDir, name: &str, url: &str, socket: &Path) -> Self {
-        let store = Store::open(&Database::from_url(url).unwrap(), 10)
-            .await
-            .unwrap();
         let objects = directory.path().join("files");
         std::fs::create_dir_all(&objects).unwrap();
         let files = Files::in_directory(&objects).unwrap();
+        Self::start_with(directory, files, (name, 1 << 30), url, socket).await
+    }
+
+    /// One that keeps files there, so many bytes of each owner.
+    pub(crate) async fn start_with(
+        directory: TempDir,
+        files: Files,
+        (name, artifact_storage_bytes): (&str, u64),
+        url: &str,
+        socket: &Path,
+    ) -> Self {
+        let store = Store::open(&Database::from_url(url).unwrap(), 10)
+            .await
+            .unwrap();
         let settings = Settings {
             worker: name.to_owned(),
             lease: LEASE,
             slots: 2,
             retry_base_delay: Duration::from_millis(100),
             directory: directory.path().to_owned(),
+            artifact_storage_bytes,
         };
         let connections = Connections::new(socket.to_owned());
         let dispatcher =

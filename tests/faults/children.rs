@@ -119,6 +119,7 @@ async fn serve(name: String) {
         slots: 2,
         retry_base_delay: Duration::from_millis(100),
         directory,
+        artifact_storage_bytes: 1 << 30,
     };
     let files = Files::in_directory(&objects).unwrap();
     let connections = Connections::new(told(SOCKET).unwrap().into());

@@ -5,6 +5,7 @@
 )]
 
 mod audit;
+mod bucket;
 mod claims;
 mod cluster;
 mod conformance;
@@ -12,3 +13,5 @@ mod described;
 mod files;
 mod jobs;
 mod model;
+mod objects;
+mod usage;

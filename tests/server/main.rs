@@ -5,6 +5,9 @@
     reason = "a test reports by panicking, and so do the functions it is written with"
 )]
 
+#[path = "../queue/bucket.rs"]
+#[expect(dead_code, reason = "the tests of the queue use all of it")]
+mod bucket;
 #[path = "../queue/cluster.rs"]
 #[expect(dead_code, reason = "the tests of the queue use all of it")]
 mod cluster;
@@ -14,6 +17,7 @@ mod dev;
 mod host;
 mod http;
 mod life;
+mod objects;
 mod process;
 mod refusals;
 mod several;

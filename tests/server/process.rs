@@ -34,6 +34,8 @@ pub(crate) struct Options<'a> {
     pub(crate) configuration: &'static str,
     /// 0 for any.
     pub(crate) port: &'a str,
+    /// More of root's environment.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Options<'_> {
@@ -43,6 +45,7 @@ impl Default for Options<'_> {
             database_url: None,
             configuration: "",
             port: "0",
+            environment: Vec::new(),
         }
     }
 }
@@ -68,6 +71,7 @@ pub(crate) fn command(ground: &Path, options: &Options<'_>) -> Command {
         .arg(ground.join("supervisor.sock"))
         .arg("--data-dir")
         .arg(ground.join(format!("{}data", options.name)))
+        .envs(options.environment.clone())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     if let Some(url) = &options.database_url {

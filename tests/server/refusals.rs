@@ -131,7 +131,7 @@ fn every_answer_has_the_senders_correlation_id_and_the_headers_of_security() {
 }
 
 /// The exit status and standard error of a server that does not start.
-fn refused(command: &mut std::process::Command) -> (Option<i32>, String) {
+pub(crate) fn refused(command: &mut std::process::Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (
         output.status.code(),
@@ -157,6 +157,10 @@ fn a_server_that_cannot_be_as_it_is_wanted_does_not_start() {
         (
             "database_url: nonsense",
             "the database URL is not of the form",
+        ),
+        (
+            "artifact_store: {url: 's3://jobs', region: eu-1}",
+            "`artifact_store` needs AWS_ACCESS_KEY_ID",
         ),
     ] {
         let options = Options {

@@ -98,5 +98,6 @@ fn start(
         command.arg("--port").arg(port.to_string());
     }
     command.env(config::RUNTIME_DIRECTORY_VARIABLE, run);
+    command.envs(config::artifact_store_key());
     user.start(command)
 }

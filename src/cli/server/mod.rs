@@ -9,7 +9,7 @@ use crate::dispatch::{self, Dispatcher};
 use crate::job::one_line;
 use crate::postgres::{Place, Postgres, PostgresError};
 use crate::store::audit::OfServer;
-use crate::store::files::Files;
+use crate::store::files::{Files, S3};
 use crate::store::{Database, Store, StoreError};
 use crate::supervisor::connection::Connections;
 use crate::sys::{notify, place, privilege};
@@ -32,6 +32,9 @@ use uuid::Uuid;
 
 /// How long a database may stay away at the start.
 const DATABASE: Duration = Duration::from_secs(30);
+
+/// How long the store of files may take to say at the start that it refuses what is wanted of it.
+const ARTIFACT_STORE: Duration = Duration::from_secs(5);
 
 /// Longest pause before our own database is started once more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -196,7 +199,7 @@ async fn with_database(
         store = open(&keeper.database, connections) => store.map_err(|error| Failure::ours(&error))?,
         () = signals.next() => return Ok(()),
     };
-    let files = Files::in_directory(&data.join("files")).map_err(|error| Failure::ours(&error))?;
+    let files = files(config, data).await?;
     // Unlike that of any other process, whatever hosts are called and numbers processes have.
     let worker = format!("{}-{}", host_name(), Uuid::new_v4().simple());
     let settings = dispatch::Settings {
@@ -205,6 +208,7 @@ async fn with_database(
         slots: config.max_workers,
         retry_base_delay: config.retry_base_delay,
         directory: data.join("jobs"),
+        artifact_storage_bytes: config.max_artifact_storage_bytes,
     };
     let supervisor = Connections::new(arguments.socket.clone());
     let dispatcher = Dispatcher::start(store.clone(), files.clone(), supervisor, settings).await;
@@ -354,6 +358,42 @@ async fn open(database: &Database, connections: u32) -> Result<Store, StoreError
             }
             opened => return opened,
         }
+    }
+}
+
+/// Where the files of jobs are kept.
+///
+/// A store that refuses what a server needs of it, a bucket that is not there or a wrong key, is an error now,
+/// when somebody looks at it. One that is away is none: it is waited for as it is when it goes away later, so
+/// that a server which is started meanwhile takes jobs in, tells of those that have ended, and is not ready.
+async fn files(config: &Server, data: &Path) -> Result<Files, Failure> {
+    let Some(store) = &config.artifact_store else {
+        let files = Files::in_directory(&data.join("files"));
+        return files.map_err(|error| Failure::ours(&error));
+    };
+    let (id, key) = store.key().map_err(|error| Failure::usage(&error))?;
+    let token = store.session_token.as_ref();
+    let files = Files::in_s3(&S3 {
+        bucket: store.bucket.clone(),
+        prefix: store.prefix.clone(),
+        endpoint: store.endpoint.clone(),
+        region: store.region.clone(),
+        allow_http: store.allow_http,
+        access_key_id: id.as_str().to_owned(),
+        secret_access_key: key.as_str().to_owned(),
+        session_token: token.map(|token| token.as_str().to_owned()),
+    });
+    let files = files.map_err(|error| Failure::ours(&error))?;
+    match timeout(ARTIFACT_STORE, files.try_to_keep(vec![0])).await {
+        Ok(Err(error)) if error.is_refusal() => Err(Failure {
+            hint: Some(
+                "`artifact_store` says where it is, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY with which key"
+                    .to_owned(),
+            ),
+            ..Failure::usage(&error)
+        }),
+        // Whoever dispatches jobs tries it too, and says what is wrong with it.
+        _ => Ok(files),
     }
 }
 

@@ -22,7 +22,8 @@ WITH ended AS (
 ), job AS (
     UPDATE jobs SET state = held.state, ended_at = clock_timestamp()
     FROM held WHERE jobs.id = held.id
-    RETURNING attempts, worker, claimed_at, jobs.started_at AS begun_at, jobs.ended_at AS over_at, held.*
+    RETURNING owner, attempts, worker, claimed_at, jobs.started_at AS begun_at,
+        jobs.ended_at AS over_at, held.*
 ), attempt AS (
     INSERT INTO attempts (job_id, attempt, token, worker, claimed_at, ending)
     SELECT id, attempts, token, worker, claimed_at, 'finished' FROM job
@@ -41,8 +42,8 @@ WITH ended AS (
         wall_time_ms, oom_kills, artifacts_truncated, artifacts_skipped
     FROM job
 ), files AS (
-    INSERT INTO artifacts (job_id, position, name, size_bytes, sha256)
-    SELECT job.id, file.ordinality, name, size_bytes, decode(sha256, 'hex')
+    INSERT INTO artifacts (job_id, position, name, size_bytes, sha256, owner)
+    SELECT job.id, file.ordinality, name, size_bytes, decode(sha256, 'hex'), owner
     FROM job CROSS JOIN LATERAL ROWS FROM (
         json_to_recordset(job.files) AS (name text, size_bytes bigint, sha256 text)
     ) WITH ORDINALITY AS file

@@ -12,6 +12,7 @@ SELECT
     records.error_message, records.error_phase, records.phase_at_exit, records.sandbox_ms,
     records.startup_ms, records.execution_ms, records.total_ms, records.max_rss_mb,
     records.cpu_time_ms, records.wall_time_ms, records.oom_kills, records.artifacts_truncated AS "artifacts_truncated?",
+    records.artifacts_skipped AS "artifacts_skipped?",
     records.job_id IS NOT NULL AS "has_record!",
     files.names AS "names: Vec<String>", files.sizes AS "sizes: Vec<i64>",
     files.digests AS "digests: Vec<Vec<u8>>"
