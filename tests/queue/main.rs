@@ -14,4 +14,5 @@ mod files;
 mod jobs;
 mod model;
 mod objects;
+mod tls;
 mod usage;
