@@ -7,7 +7,7 @@ use crate::sys::cgroup::Leaf;
 use crate::sys::processor;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -21,7 +21,10 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Where programs are looked up, whatever the caller's own `PATH` says.
@@ -136,7 +139,8 @@ fn printed(program: String, output: &Output) -> Result<Printed, ProcessError> {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs a program as [`run`] does, without blocking the thread and in a process group of its own. A
-/// cancel interrupts it (SIGINT), and kills it when that has not ended it; then nothing is kept.
+/// cancel interrupts it (SIGINT), and kills what is left of its group when that has ended it, or has not
+/// within two seconds; then nothing is kept.
 ///
 /// # Errors
 /// Those of [`run`].
@@ -159,17 +163,24 @@ pub async fn run_until_cancelled(
         .spawn()
         .map_err(failed)?;
     // Not waited for yet, so that the number is still its own.
-    let handle = child.id().map(|pid| PidFd::open(pid.cast_signed()));
-    let handle = handle.transpose().map_err(failed)?;
+    let leader = child.id().map(u32::cast_signed);
+    let handle = leader.map(PidFd::open).transpose().map_err(failed)?;
     let mut ended = Box::pin(child.wait_with_output());
     if let Some(output) = cancel.run_until_cancelled(&mut ended).await {
         return printed(name.clone(), &output.map_err(failed)?).map(Some);
     }
-    if let Some(handle) = handle {
+    if let Some((leader, handle)) = leader.zip(handle) {
         handle.interrupt().map_err(failed)?;
+        // Only watched, so that the number is still that of its group.
+        drop(timeout(PATIENCE, handle.ended()).await);
+        // `bwrap` is to take its child along, and does not when it dies just as it has made it.
+        let killed = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        killed.or_else(|errno| match errno {
+            Errno::ESRCH => Ok(()),
+            errno => Err(failed(errno.into())),
+        })?;
     }
-    // Whoever is late dies with the child that is dropped here.
-    drop(tokio::time::timeout(PATIENCE, ended).await);
+    drop(timeout(PATIENCE, ended).await);
     Ok(None)
 }
 
@@ -432,6 +443,14 @@ impl PidFd {
         self.signal(libc::SIGSTOP)
     }
 
+    /// Waits until the process has ended, and leaves it to be buried.
+    async fn ended(&self) -> io::Result<()> {
+        let watched = self.0.try_clone()?;
+        // SAFETY: an owned descriptor is always the same one, and open until it is dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE) }?;
+        watched.readable().await.map(drop)
+    }
+
     /// `pidfd_send_signal(2)`.
     fn signal(&self, number: libc::c_int) -> io::Result<()> {
         let no_info: *const libc::siginfo_t = std::ptr::null();
@@ -568,6 +587,31 @@ mod tests {
             assert!(run(script, &cancel).await.unwrap().is_none());
             assert_eq!(begun.elapsed() > PATIENCE, patient, "{script}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_cancelled_program_leaves_in_its_group_is_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (pid, cancel) = (directory.path().join("pid"), CancellationToken::new());
+        let mut command = program("sh");
+        // What a shell starts in the background does not hear an interrupt.
+        command.args(["-c", "sleep 100 & echo $! > \"$1\"; wait", "sh"]);
+        command.arg(&pid);
+        let running = tokio::spawn({
+            let cancel = cancel.clone();
+            async move { run_until_cancelled(command, &cancel).await }
+        });
+        let text = loop {
+            match fs::read_to_string(&pid) {
+                Ok(text) if text.ends_with('\n') => break text,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        cancel.cancel();
+        assert!(running.await.unwrap().unwrap().is_none());
+        let stat = fs::read_to_string(format!("/proc/{}/stat", text.trim())).unwrap_or_default();
+        // Whoever inherits it may not have buried it yet.
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
     }
 
     #[test]
