@@ -76,6 +76,12 @@ impl Daemon {
         fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
+    /// Waits until its log has this: it is written by a thread of its own.
+    pub(crate) fn assert_logs(&self, text: &str) {
+        let logged = || self.log().contains(text);
+        wait_for(Duration::from_secs(5), logged, || self.log());
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -95,7 +95,7 @@ fn what_a_killed_supervisor_leaves_is_cleared_away_by_the_next() {
     daemon.assert_empty_within(Duration::ZERO);
     let mut client = daemon.connect();
     assert!(client.stats()["swept"].as_u64().unwrap() >= 1);
-    assert!(daemon.log().contains(&sandbox), "{}", daemon.log());
+    daemon.assert_logs(&sandbox);
     assert_eq!(client.run("print(1)").stdout(), "1\n");
 }
 

@@ -337,8 +337,7 @@ fn a_supervisor_without_descriptors_serves_again_once_it_has_some() {
     });
     let mut normal = daemon.connect();
     let many: Vec<_> = (0..60).map(|_| Client::silent(&daemon.socket())).collect();
-    let complains = || daemon.log().contains("cannot accept a connection");
-    wait_for(Duration::from_secs(5), complains, || daemon.log());
+    daemon.assert_logs("cannot accept a connection");
     normal.stats();
     drop(many);
     assert_alone(&mut normal);

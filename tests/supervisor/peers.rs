@@ -97,10 +97,6 @@ fn everybody_else_is_refused_by_the_mode_of_the_socket_and_were_it_open_by_the_s
         };
         assert_eq!(refusal["code"], "forbidden");
     }
-    assert!(
-        daemon.log().contains("refused the user 65534"),
-        "{}",
-        daemon.log()
-    );
+    daemon.assert_logs("refused the user 65534");
     assert_eq!(daemon.connect().stats()["connections"], json!(1));
 }
