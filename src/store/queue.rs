@@ -461,20 +461,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`]; to say it again does no harm.
     pub async fn give_back(&self, tokens: &[Uuid]) -> Result<Vec<Held>, StoreError> {
-        let begun = sqlx::query!(
+        let begun = sqlx::query_as!(
+            Held,
             r#"SELECT id, token AS "token!" FROM jobs WHERE state = 'running' AND token = ANY ($1)"#,
             tokens,
         )
         .fetch_all(&self.pool)
         .await
         .map_err(StoreError::query("look for jobs that nobody has heard of"))?;
-        let begun: Vec<_> = begun
-            .into_iter()
-            .map(|row| Held {
-                id: row.id,
-                token: row.token,
-            })
-            .collect();
         if !begun.is_empty() {
             self.lose(&begun, Loss::of(Release::Unused)).await?;
         }
@@ -513,17 +507,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Query`].
     pub async fn rescue(&self) -> Result<Vec<Rescued>, StoreError> {
-        let over = sqlx::query_file!("src/store/queries/over.sql", RESCUED_AT_ONCE)
+        let over = sqlx::query_file_as!(Held, "src/store/queries/over.sql", RESCUED_AT_ONCE)
             .fetch_all(&self.pool)
             .await
             .map_err(StoreError::query("look for jobs whose worker is gone"))?;
-        let over: Vec<_> = over
-            .into_iter()
-            .map(|row| Held {
-                id: row.id,
-                token: row.token,
-            })
-            .collect();
         if over.is_empty() {
             return Ok(Vec::new());
         }
