@@ -225,6 +225,7 @@ impl Lane {
             job: &job,
             spool: &spool,
             events: Some(events),
+            begin: None,
             cancel: CancellationToken::new(),
         };
         let mut running = Box::pin(self.sandboxes.run(order));

@@ -185,6 +185,7 @@ async fn attend(
         job: &job,
         spool: &spool,
         events: Some(events),
+        begin: None,
         cancel,
     };
     let outcome = local.sandboxes.run(order).await.map_err(failed)?;

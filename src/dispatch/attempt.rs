@@ -6,8 +6,8 @@ use super::{Attempt, JournalError, MAX_PAUSE, Shared, Why, about, heart, quota};
 use crate::store::StoreError;
 use crate::store::files::FilesError;
 use crate::store::history::End;
-use crate::store::queue::{Claim, Ended, Held, Release};
-use crate::supervisor::connection::{ConnectionError, Output};
+use crate::store::queue::{Claim, Ended, Held, Release, Submission};
+use crate::supervisor::connection::{ConnectionError, Output, Prepared};
 use crate::supervisor::wire::{RefusalCode, Run};
 use std::error::Error;
 use std::io;
@@ -21,6 +21,9 @@ use tokio::time::sleep;
 
 /// How long the supervisor is left alone when it does not say for how long.
 const LEFT_ALONE: Duration = Duration::from_secs(1);
+
+/// Bytes of a job at most that is handed over before it is ours: so few are written at once.
+const SMALL: u64 = 64 << 10;
 
 /// How a program ended that the supervisor has run, or why there is nothing to record.
 enum Ending {
@@ -39,6 +42,7 @@ pub(super) fn run(
     shared: Arc<Shared>,
     claim: Claim,
     slot: Option<OwnedSemaphorePermit>,
+    prepared: Option<Prepared>,
 ) -> impl Future<Output = ()> {
     let running = Running::begin(shared, claim.held.clone());
     async move {
@@ -48,7 +52,7 @@ pub(super) fn run(
             held,
             attempt,
         } = &running;
-        let ending = execute(shared, claim, attempt).await;
+        let ending = execute(shared, claim, prepared, attempt).await;
         // What was taken away is another's to tell of.
         if attempt.why() != Some(Why::Lost) {
             record(shared, held, number, attempt, ending).await;
@@ -92,8 +96,25 @@ impl Shared {
     }
 }
 
-async fn execute(shared: &Shared, claim: Claim, attempt: &Attempt) -> Ending {
-    match ask(shared, claim, attempt).await {
+/// Hands a job to the supervisor that is not ours yet, whose program begins when it is: where that is quickly
+/// done, and the job is not likely to be there already.
+pub(super) async fn prepare(shared: &Shared, job: &Submission) -> Option<Prepared> {
+    let (run, parts) = Run::new(&job.image, &job.request, false);
+    if job.idempotency.is_some() || run.bytes() > SMALL {
+        return None;
+    }
+    let connection = shared.supervisor.take_kept()?;
+    // It is handed over again then, and fails in the open.
+    connection.prepare(&run, &parts).await.ok()
+}
+
+async fn execute(
+    shared: &Shared,
+    claim: Claim,
+    prepared: Option<Prepared>,
+    attempt: &Attempt,
+) -> Ending {
+    match ask(shared, claim, prepared, attempt).await {
         Ok(entry) => Ending::Ran(Box::new(entry)),
         Err(Failure::GivenUp) => Ending::Lost("it was ended before it had begun".to_owned()),
         Err(Failure::Connection(error @ ConnectionError::Write { .. })) => no_space(shared, &error),
@@ -125,9 +146,17 @@ impl From<ConnectionError> for Failure {
     }
 }
 
-async fn ask(shared: &Shared, claim: Claim, attempt: &Attempt) -> Result<Entry, Failure> {
+async fn ask(
+    shared: &Shared,
+    claim: Claim,
+    prepared: Option<Prepared>,
+    attempt: &Attempt,
+) -> Result<Entry, Failure> {
     let (run, parts) = Run::new(&claim.image, &claim.request, false);
     let submit = async {
+        if let Some(prepared) = prepared.filter(Prepared::is_held) {
+            return prepared.begin().await;
+        }
         let connection = shared.supervisor.take().await?;
         connection.submit(&run, &parts).await
     };

@@ -273,7 +273,8 @@ impl Dispatcher {
             let token = Uuid::new_v4();
             let begun = Some((&shared.worker, token));
             let enqueue = shared.store.enqueue(&job, most, begun);
-            let enqueued = shared.reach.soon("take a job in", enqueue).await;
+            let enqueue = shared.reach.soon("take a job in", enqueue);
+            let (enqueued, prepared) = tokio::join!(enqueue, attempt::prepare(&shared, &job));
             let enqueued = shared.heard(enqueued, [token])?;
             if let Enqueued::Claimed(claim) = &enqueued {
                 if shared.drain.is_cancelled() {
@@ -282,7 +283,8 @@ impl Dispatcher {
                     return Ok(Enqueued::Queued);
                 }
                 let claim = (**claim).clone();
-                tasks.spawn(attempt::run(Arc::clone(&shared), claim, Some(slot)));
+                let attempt = attempt::run(Arc::clone(&shared), claim, Some(slot), prepared);
+                tasks.spawn(attempt);
             }
             Ok(enqueued)
         };
@@ -510,7 +512,7 @@ async fn look(shared: &Arc<Shared>, tasks: &TaskTracker) -> bool {
     let some = !claims.is_empty();
     for claim in claims {
         let slot = slots.split(1);
-        tasks.spawn(attempt::run(Arc::clone(shared), claim, slot));
+        tasks.spawn(attempt::run(Arc::clone(shared), claim, slot, None));
     }
     some
 }

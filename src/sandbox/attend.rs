@@ -25,8 +25,8 @@ use tokio::time::{Instant, interval_at, sleep_until};
 /// How long a sandbox may take until it waits for its job. A cold start takes 0.2 s.
 const BOOT: Duration = Duration::from_secs(30);
 
-/// How long a job may take to be written into the guest, 65 MiB at most, and to be taken up by it. One that
-/// does not answer has not begun the job.
+/// How long a job may take to be written into the guest, 65 MiB at most, and to be taken up by it; half of it
+/// at most may be spent in being held. One that does not answer has not begun the job.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// From a time limit to the backstop. Init has sent SIGTERM at the limit and SIGKILL half a second
@@ -80,7 +80,7 @@ pub(super) struct Attended {
     pub(super) touched: bool,
     /// The guest has told the whole story, to its end.
     pub(super) complete: bool,
-    pub(super) ready_after: Option<Duration>,
+    pub(super) ready_at: Option<std::time::Instant>,
     pub(super) startup_ms: Option<u64>,
     pub(super) execution_ms: Option<u64>,
     /// Output that nobody has taken yet.
@@ -133,8 +133,6 @@ struct Attendance<'a> {
     limits: &'a Limits,
     events: Option<&'a mpsc::Sender<Event>>,
     stage: Stage,
-    /// When the job was asked for.
-    begun: std::time::Instant,
     /// The runtime has ended.
     orphaned: bool,
     /// The kernel has killed a process because the memory limit was reached.
@@ -146,17 +144,13 @@ struct Attendance<'a> {
 
 /// Attends the job of `order` in a sandbox that was just started, until nothing more is to come.
 pub(super) async fn attend(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
-    let attendance = Attendance::new(order, Stage::Booting, BOOT, sandbox.started());
+    let attendance = Attendance::new(order, Stage::Booting, BOOT);
     attendance.run(sandbox, order).await
 }
 
-/// Like [`attend`], in a sandbox that waits for a job. This one was asked for when it had `begun`.
-pub(super) async fn attend_ready(
-    sandbox: &mut Sandbox,
-    order: &Order<'_>,
-    begun: std::time::Instant,
-) -> Attended {
-    let attendance = Attendance::new(order, Stage::HandingOver, HAND_OVER, begun);
+/// Like [`attend`], in a sandbox that waits for a job.
+pub(super) async fn attend_ready(sandbox: &mut Sandbox, order: &Order<'_>) -> Attended {
+    let attendance = Attendance::new(order, Stage::HandingOver, HAND_OVER);
     attendance.run(sandbox, order).await
 }
 
@@ -268,7 +262,7 @@ async fn explain(sandbox: &mut Sandbox, fault: &Fault) -> String {
 }
 
 impl<'a> Attendance<'a> {
-    fn new(order: &'a Order<'_>, stage: Stage, time: Duration, begun: std::time::Instant) -> Self {
+    fn new(order: &'a Order<'_>, stage: Stage, time: Duration) -> Self {
         let limits = &order.job.limits;
         let known = Attended {
             evidence: Evidence::default(),
@@ -278,7 +272,7 @@ impl<'a> Attendance<'a> {
             files: Files::default(),
             touched: false,
             complete: false,
-            ready_after: None,
+            ready_at: None,
             startup_ms: None,
             execution_ms: None,
             pending: VecDeque::new(),
@@ -287,7 +281,6 @@ impl<'a> Attendance<'a> {
             limits,
             events: order.events.as_ref(),
             stage,
-            begun,
             orphaned: false,
             out_of_memory: false,
             deadline: Instant::now() + time,
@@ -324,7 +317,7 @@ impl<'a> Attendance<'a> {
                 && let Some(stdin) = stdin.take()
             {
                 handed_over = true;
-                self.known.ready_after = Some(self.begun.elapsed());
+                self.known.ready_at = Some(std::time::Instant::now());
                 sandbox.reached(Step::Ready);
                 sandbox.has_started();
                 sandbox
@@ -333,7 +326,7 @@ impl<'a> Attendance<'a> {
                 sandbox
                     .begin_job(self.limits.millicpus)
                     .map_err(|source| Fault::Cpu { source })?;
-                link = Link::Writing(Box::pin(guest::hand_over(stdin, order.job)));
+                link = Link::Writing(Box::pin(guest::hand_over(stdin, order)));
             }
             tokio::select! {
                 biased;

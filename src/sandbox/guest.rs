@@ -1,6 +1,7 @@
 //! The host's end of the guest protocol.
 
-use crate::job::{InputFile, JobSpec, Limits, milliseconds};
+use super::Order;
+use crate::job::{InputFile, Limits, milliseconds};
 use std::io;
 use tako_guest::{Area, Buffer, FrameError, MAX_CHUNK, ToGuest, ToHost, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,9 +39,9 @@ impl Guest {
 /// Bytes that are gathered before they are written: a small job is one write.
 const GATHERED: usize = 64 << 10;
 
-/// Sends a job, and gives back the connection for a later cancel.
-pub(super) async fn hand_over(mut stdin: ChildStdin, job: &JobSpec) -> io::Result<ChildStdin> {
-    let mut wire = Vec::new();
+/// Sends a job, and gives back the connection for a later cancel. The word to begin is sent when it is said.
+pub(super) async fn hand_over(mut stdin: ChildStdin, order: &Order<'_>) -> io::Result<ChildStdin> {
+    let (job, mut wire) = (order.job, Vec::new());
     put_environment(&job.environment, &mut wire)?;
     let files = [
         (Area::Code, "main.py", job.code.as_bytes()),
@@ -57,6 +58,14 @@ pub(super) async fn hand_over(mut stdin: ChildStdin, job: &JobSpec) -> io::Resul
                 stdin.write_all(&wire).await?;
                 wire.clear();
             }
+        }
+    }
+    if let Some(mut begin) = order.begin.clone() {
+        stdin.write_all(&wire).await?;
+        wire.clear();
+        // Where nobody says it any more, the job is ended.
+        if begin.wait_for(Option::is_some).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
     put(&ToGuest::Start(limits(&job.limits)), &mut wire)?;

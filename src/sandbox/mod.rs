@@ -52,7 +52,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::Observer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long after a cancel the last output may take to be taken.
@@ -118,6 +118,9 @@ pub struct Sandboxes {
     processors: Processors,
 }
 
+/// Since when a program may begin whose job was handed over before it was to begin.
+pub type Word = watch::Receiver<Option<Instant>>;
+
 /// One job to run.
 #[derive(Debug)]
 pub struct Order<'a> {
@@ -129,6 +132,8 @@ pub struct Order<'a> {
     pub spool: &'a SpoolDirectory,
     /// Takes output as it comes. A slow receiver slows the program down, not its deadlines.
     pub events: Option<mpsc::Sender<Event>>,
+    /// The program begins with this, and at once without it.
+    pub begin: Option<Word>,
     /// Ends the job at once.
     pub cancel: CancellationToken,
 }
@@ -310,6 +315,19 @@ impl Span {
             ..self
         }
     }
+
+    /// While a job was held, nobody wanted it yet.
+    fn since(self, word: Option<&Word>) -> Self {
+        let said = word.and_then(|word| *word.borrow());
+        let held = said.map_or(Duration::ZERO, |said| {
+            said.saturating_duration_since(self.begun)
+        });
+        Self {
+            begun: self.begun + held,
+            started_at: self.started_at + held,
+            ..self
+        }
+    }
 }
 
 /// The outcome; what nobody has taken yet of the output is sent before.
@@ -319,6 +337,7 @@ async fn conclude(
     counters: &Counters,
     order: &Order<'_>,
 ) -> Outcome {
+    let span = span.since(order.begin.as_ref());
     let (outcome, pending) = outcome(span, attended, counters);
     if let Some(events) = &order.events {
         flush(events, pending, &order.cancel).await;
@@ -337,7 +356,9 @@ fn outcome(span: Span, attended: Attended, counters: &Counters) -> (Outcome, Vec
     };
     let timing = Timing {
         start: span.start,
-        sandbox_ms: attended.ready_after.map_or(total_ms, milliseconds),
+        sandbox_ms: (attended.ready_at).map_or(total_ms, |ready| {
+            milliseconds(ready.saturating_duration_since(span.begun))
+        }),
         startup_ms: attended.startup_ms,
         dep_install_ms: None,
         execution_ms: attended.execution_ms,

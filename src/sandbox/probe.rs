@@ -8,7 +8,7 @@ use crate::runsc::Runsc;
 use crate::sys::cgroup::Urgency;
 use crate::sys::process::{self, ProcessError};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What a runtime lacks.
@@ -80,6 +80,7 @@ fn order<'a>(image: &'a Path, job: &'a JobSpec, spool: &'a SpoolDirectory) -> Or
         job,
         spool,
         events: None,
+        begin: None,
         cancel: CancellationToken::new(),
     }
 }
@@ -130,7 +131,7 @@ async fn restore(
         |places, bundle, id| runsc.restore(places, bundle, from, id),
     )
     .map_err(ProbeError::Sandbox)?;
-    let attended = attend::attend_ready(&mut sandbox, order, Instant::now()).await;
+    let attended = attend::attend_ready(&mut sandbox, order).await;
     clear(sandbox).await.map_err(ProbeError::Sandbox)?;
     judge(&attended, |why| ProbeError::Restore { why })
 }

@@ -125,7 +125,7 @@ impl Sandboxes {
     ) -> Result<Finished, SandboxError> {
         let mut sandbox = ready.sandbox;
         let span = self.span(start, ready.asked).of(&sandbox);
-        let attended = attend::attend_ready(&mut sandbox, order, span.begun).await;
+        let attended = attend::attend_ready(&mut sandbox, order).await;
         let untouched = !attended.touched;
         let (counters, clearing) = clear_or_begin_to(sandbox, &attended).await?;
         Ok(Finished {

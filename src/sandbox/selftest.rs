@@ -276,6 +276,7 @@ impl SelfTests {
             job,
             spool: &spool,
             events: Some(sender),
+            begin: None,
             cancel: self.cancel.clone(),
         };
         let mut sandbox = self

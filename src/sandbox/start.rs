@@ -15,7 +15,7 @@ use std::any::Any;
 use std::io;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, ChildStdin};
 use tokio::task::JoinHandle;
@@ -50,7 +50,6 @@ pub(super) struct Sandbox {
     pub(super) runtime: Child,
     record: Record,
     observer: Observer,
-    started: Instant,
     runtime_pid: Option<i32>,
     /// The host's uid and gid of init, if this is a container.
     container_id: Option<u32>,
@@ -106,7 +105,6 @@ impl Sandbox {
         urgency: Urgency,
         command: impl FnOnce(&Places, &Path, &str) -> Command,
     ) -> Result<Self, SandboxError> {
-        let started = Instant::now();
         let expedited = Some(shared.hierarchies.expedite());
         let held = shared.records.create().map_err(SandboxError::Directory)?;
         // A name that is never given twice, so an old sandbox is never taken for a new one.
@@ -146,7 +144,6 @@ impl Sandbox {
             .ok_or_else(piped)
             .map_err(start_error)?;
         Ok(Self {
-            started,
             record,
             observer: shared.observer.clone(),
             runtime_pid: runtime.id().and_then(|pid| pid.try_into().ok()),
@@ -178,11 +175,6 @@ impl Sandbox {
     pub(super) fn has_started(&mut self) {
         self.expedited = None;
         self.starting = None;
-    }
-
-    /// When its start was begun.
-    pub(super) fn started(&self) -> Instant {
-        self.started
     }
 
     /// Looks whether a container is confined, before it is given a program.

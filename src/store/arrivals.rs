@@ -90,6 +90,44 @@ impl Arrival {
             files: request.files,
         }
     }
+
+    /// Whether it begins at once, and brings nothing along that is not in its own row.
+    fn begins_simply(&self) -> bool {
+        self.token.is_some() && self.idempotency_key.is_none() && self.files.is_empty()
+    }
+
+    async fn begin(&self, database: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let environment = in_json(&self.environment)?;
+        let begun = sqlx::query_file!(
+            "src/store/queries/begin.sql",
+            self.id,
+            self.priority,
+            self.owner,
+            self.job_type,
+            self.correlation_id.as_deref(),
+            self.client_address.as_deref(),
+            self.parent_id.as_deref(),
+            self.relationship,
+            self.max_attempts,
+            self.token,
+            self.worker.as_deref(),
+            self.lease_ms,
+            self.code,
+            self.input,
+            self.code_sha256,
+            self.input_sha256,
+            &self.requirements,
+            self.image,
+            environment,
+            self.memory_bytes,
+            self.millicpus,
+            self.timeout_ms,
+            self.startup_timeout_ms,
+            self.network,
+            self.repeatable,
+        );
+        begun.execute(database).await.map(drop)
+    }
 }
 
 impl Row for Arrival {
@@ -104,6 +142,12 @@ impl Row for Arrival {
     }
 
     async fn write(database: &mut PgConnection, rows: &[Self]) -> Result<Vec<bool>, sqlx::Error> {
+        if let [row] = rows
+            && row.begins_simply()
+        {
+            row.begin(database).await?;
+            return Ok(vec![true]);
+        }
         let (mut ids, mut names, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
             for file in &row.files {

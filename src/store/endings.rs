@@ -47,6 +47,51 @@ impl Ending {
             left,
         }
     }
+
+    async fn end(
+        &self,
+        run: &Run,
+        database: &mut PgConnection,
+    ) -> Result<Option<Times>, sqlx::Error> {
+        let (left, usage) = (&self.left, &run.usage);
+        let failure = left.failure.as_ref();
+        let skipped = in_json(&left.artifacts_skipped)?;
+        let ended = sqlx::query_file_as!(
+            Times,
+            "src/store/queries/end.sql",
+            self.id,
+            self.token,
+            self.state,
+            self.execution_id,
+            run.runtime,
+            self.image,
+            run.start,
+            run.exit_code,
+            left.stdout.bytes,
+            self.stdout_bytes.cast_signed(),
+            left.stderr.bytes,
+            self.stderr_bytes.cast_signed(),
+            left.output.as_deref(),
+            left.output_error.as_deref(),
+            failure.map(|failure| &*failure.kind),
+            failure.map(|failure| &*failure.message),
+            failure.and_then(|failure| failure.phase.as_deref()),
+            run.phase_at_exit,
+            self.started_at.to_string(),
+            self.ended_at.to_string(),
+            run.sandbox_ms,
+            run.startup_ms,
+            run.execution_ms,
+            run.total_ms,
+            usage.max_rss_mb,
+            usage.cpu_time_ms.cast_signed(),
+            usage.wall_time_ms.cast_signed(),
+            usage.oom_kills.cast_signed(),
+            left.artifacts_truncated,
+            skipped,
+        );
+        ended.fetch_optional(database).await
+    }
 }
 
 impl Left {
@@ -125,6 +170,12 @@ impl Row for Ending {
         database: &mut PgConnection,
         rows: &[Self],
     ) -> Result<Vec<Option<Times>>, sqlx::Error> {
+        if let [row] = rows
+            && let Some(run) = row.left.run.as_ref()
+            && row.left.artifacts.is_empty()
+        {
+            return Ok(vec![row.end(run, database).await?]);
+        }
         let stdout: Vec<_> = rows.iter().map(|row| &row.left.stdout.bytes[..]).collect();
         let stderr: Vec<_> = rows.iter().map(|row| &row.left.stderr.bytes[..]).collect();
         let written = sqlx::query_file!(

@@ -44,7 +44,7 @@ pub(super) trait Row: Send + Sync + Sized + 'static {
 }
 
 /// Rows as the statements take them.
-pub(super) fn in_json<R: Serialize>(rows: &[R]) -> Result<String, sqlx::Error> {
+pub(super) fn in_json(rows: &(impl Serialize + ?Sized)) -> Result<String, sqlx::Error> {
     serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 

@@ -13,12 +13,12 @@ use super::wire::{
 use crate::image::Image;
 use crate::job::one_line;
 use crate::job::{Artifact, JobSpec, Outcome, Termination};
-use crate::sandbox::{Event, Order, SandboxError, SpoolDirectory};
+use crate::sandbox::{Event, Order, SandboxError, SpoolDirectory, Word};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -35,8 +35,12 @@ const SMALL: u64 = 1 << 20;
 /// Bytes of a job at most that is checked where it arrives: that takes less than to wake a thread for it.
 const QUICK: u64 = 16 << 10;
 
-/// Beside its limits, what a job may take from its acceptance to its end: its sandbox is ready within
-/// 30 s, takes the job within 10 s, and each of its deadlines is held from outside 3 s later.
+/// From the last of the bytes of a job that is held to the word to begin: it has a slot and a sandbox
+/// meanwhile.
+const HELD: Duration = Duration::from_secs(5);
+
+/// Beside its limits, what a job may take from its bytes to its end: its sandbox is ready within 30 s, takes
+/// the job within 10 s, is held for 5 s at most, and each of its deadlines is held from outside 3 s later.
 const BESIDE_LIMITS: Duration = Duration::from_mins(1);
 
 /// Output on its way to a slow client, beside that which the sandbox itself keeps: 256 KiB.
@@ -45,6 +49,22 @@ const EVENTS: usize = 16;
 /// Bytes of output that are still on their way when a job has ended at most: these, and what is being
 /// sent.
 const ON_ITS_WAY: u64 = 1 << 20;
+
+/// How a job is run.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// All output goes to the client as it comes.
+    stream: bool,
+    /// The program begins when the client says so.
+    hold: bool,
+}
+
+impl Manner {
+    fn of(run: &Run) -> Self {
+        let &Run { stream, hold, .. } = run;
+        Self { stream, hold }
+    }
+}
 
 /// A job that can be run.
 struct Ready {
@@ -95,11 +115,11 @@ pub(super) async fn run(session: &mut Session, run: Run) -> Result<(), Closing> 
             return arrive(&mut session.ears, announced, |_| true).await;
         }
     };
-    let (image, stream) = (run.image.clone(), run.stream);
+    let (image, manner) = (run.image.clone(), Manner::of(&run));
     let mut incoming = Incoming::new(run);
     arrive(&mut session.ears, announced, |bytes| incoming.take(bytes)).await?;
     match prepare(Arc::clone(&shared), image, announced, incoming).await {
-        Ok(ready) => attend(session, ready, slot, stream).await,
+        Ok(ready) => attend(session, ready, slot, manner).await,
         Err(refusal) => {
             drop(slot);
             session.mouth.say(&ToClient::Refused(refusal)).await
@@ -216,14 +236,13 @@ async fn attend(
     session: &mut Session,
     ready: Ready,
     slot: Slot,
-    stream: bool,
+    Manner { stream, hold }: Manner,
 ) -> Result<(), Closing> {
     let limits = &ready.job.limits;
     let accepted = Accepted {
         stdout_limit: limits.stdout_bytes,
         stderr_limit: limits.stderr_bytes,
     };
-    session.mouth.add(&ToClient::Accepted(accepted)).await?;
     let latest = Instant::now() + limits.startup + limits.execution + BESIDE_LIMITS;
     let patience = Patience::until(latest, ON_ITS_WAY);
     session.mouth.set_patience(patience.clone());
@@ -231,11 +250,13 @@ async fn attend(
     let (sender, events) = mpsc::channel(EVENTS);
     let (report, left) = oneshot::channel();
     let cancel = session.shared.stop.now.child_token();
+    let (word, begin) = watch::channel(None);
     let task = Task {
         shared: Arc::clone(&session.shared),
         ready,
         slot,
         events: stream.then_some(sender),
+        begin: hold.then_some(begin),
         cancel: cancel.clone(),
         ended: patience.ended.drop_guard(),
         report,
@@ -243,6 +264,11 @@ async fn attend(
     tokio::spawn(task.run());
     // However this ends, the job ends with it.
     let _job = cancel.clone().drop_guard();
+    if hold {
+        hear_the_word(&mut session.ears).await?;
+        word.send_replace(Some(Instant::now().into_std()));
+    }
+    session.mouth.add(&ToClient::Accepted(accepted)).await?;
     let left = follow(session, events, left, &cancel).await?;
     session.mouth.set_patience(Patience::none());
     match left {
@@ -255,6 +281,22 @@ async fn attend(
             told
         }
         Err(refusal) => session.mouth.say(&ToClient::Refused(refusal)).await,
+    }
+}
+
+/// Waits until the client lets the program of its job begin.
+async fn hear_the_word(ears: &mut Ears) -> Result<(), Closing> {
+    let message = timeout(HELD, ears.next()).await.unwrap_or_else(|_| {
+        Err(Closing::violation(format_args!(
+            "a job was held, and not begun within {HELD:?}"
+        )))
+    })?;
+    match message {
+        Some(ToSupervisor::Begin) => Ok(()),
+        Some(_) => Err(Closing::violation(
+            "nothing but the word to begin may come while a job is held",
+        )),
+        None => Err(Closing::Gone),
     }
 }
 
@@ -380,6 +422,7 @@ struct Task {
     ready: Ready,
     slot: Slot,
     events: Option<mpsc::Sender<Event>>,
+    begin: Option<Word>,
     cancel: CancellationToken,
     ended: DropGuard,
     report: oneshot::Sender<Left>,
@@ -394,6 +437,7 @@ impl Task {
             job: &job,
             spool: &spool,
             events: self.events,
+            begin: self.begin,
             cancel: self.cancel,
         };
         let result = self.shared.pool.run(&image, order).await;

@@ -66,8 +66,8 @@ impl Session {
                     self.mouth.say(&ToClient::Stats(stats)).await?;
                 }
                 ToSupervisor::Drain => self.drain().await?,
-                // It crossed with the end of the job that it was meant for.
-                ToSupervisor::Cancel => {}
+                // They crossed with the refusal or the end of the job that they were meant for.
+                ToSupervisor::Begin | ToSupervisor::Cancel => {}
                 ToSupervisor::Hello(_) => {
                     return Err(Closing::violation("a second greeting"));
                 }

@@ -184,6 +184,8 @@ pub enum ToSupervisor {
     Run(Box<Run>),
     /// Bytes of the job that was announced.
     Data(Vec<u8>),
+    /// Begin the program of the job that was announced to be held.
+    Begin,
     /// End the job that runs.
     Cancel,
     /// Ask for [`Stats`].
@@ -266,6 +268,9 @@ pub struct Run {
     /// All output, as it comes; otherwise, before the end, the beginning that is kept.
     #[serde(default)]
     pub stream: bool,
+    /// All is made ready, and the program begins with [`ToSupervisor::Begin`].
+    #[serde(default)]
+    pub hold: bool,
 }
 
 /// A file that follows.
@@ -334,6 +339,7 @@ impl Run {
             timeout_ms: request.timeout.map(whole_ms),
             startup_timeout_ms: request.startup_timeout.map(whole_ms),
             stream,
+            hold: false,
         };
         let mut parts = vec![request.code.as_bytes()];
         parts.extend(request.input.as_ref().map(String::as_bytes));
@@ -829,6 +835,7 @@ pub struct PoolStats {
 const HELLO: u8 = b'h';
 const RUN: u8 = b'r';
 const DATA: u8 = b'd';
+const BEGIN: u8 = b'b';
 const CANCEL: u8 = b'c';
 const STATS: u8 = b's';
 const DRAIN: u8 = b'q';
@@ -844,7 +851,7 @@ impl Message for ToSupervisor {
             HELLO => Some(MAX_HELLO),
             RUN => Some(MAX_CONTROL),
             DATA => Some(MAX_DATA),
-            CANCEL | STATS | DRAIN => Some(0),
+            BEGIN | CANCEL | STATS | DRAIN => Some(0),
             _ => None,
         }
     }
@@ -854,6 +861,7 @@ impl Message for ToSupervisor {
             Self::Hello(hello) => (HELLO, json(hello).into()),
             Self::Run(run) => (RUN, json(run).into()),
             Self::Data(bytes) => (DATA, bytes.into()),
+            Self::Begin => (BEGIN, Cow::default()),
             Self::Cancel => (CANCEL, Cow::default()),
             Self::Stats => (STATS, Cow::default()),
             Self::Drain => (DRAIN, Cow::default()),
@@ -865,6 +873,7 @@ impl Message for ToSupervisor {
             HELLO => Self::Hello(parse(&body)?),
             RUN => Self::Run(parse(&body)?),
             DATA => Self::Data(body),
+            BEGIN => Self::Begin,
             CANCEL => Self::Cancel,
             STATS => Self::Stats,
             DRAIN => Self::Drain,

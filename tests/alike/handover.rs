@@ -135,6 +135,7 @@ async fn the_limits_of_the_job_are_in_force_once_it_is_handed_over() {
             job: &job,
             spool: &spool,
             events: Some(sender),
+            begin: None,
             cancel: CancellationToken::new(),
         };
         let start = tako_vm::job::Start::Warm;

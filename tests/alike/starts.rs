@@ -156,6 +156,7 @@ impl Starts {
             job,
             spool: &spool,
             events: None,
+            begin: None,
             cancel,
         };
         let begun = Instant::now();
@@ -190,6 +191,7 @@ impl Starts {
             job,
             spool: &spool,
             events: None,
+            begin: None,
             cancel: CancellationToken::new(),
         };
         let start = start(&ready);

@@ -436,6 +436,7 @@ async fn what_cannot_be_removed_is_named_stays_known_and_stops_no_start() {
         job: &job(BRIEF),
         spool: &spool,
         events: None,
+        begin: None,
         cancel: CancellationToken::new(),
     };
     let error = shared.run(order).await.unwrap_err();

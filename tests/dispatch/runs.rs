@@ -1,15 +1,17 @@
 //! What becomes of jobs when nothing goes wrong but the jobs themselves.
 
 use super::cluster;
-use super::daemon::Daemon;
+use super::daemon::{Daemon, wait_for};
 use super::server::{Server, program, status};
 use sha2::Digest;
-use std::time::{Duration, Instant};
+use sqlx::Connection;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tako_vm::job::Status;
 use tako_vm::store::audit::Actor;
 use tako_vm::store::files::Files;
 use tako_vm::store::history::Left;
-use tako_vm::store::queue::{Cancelled, Enqueued, State};
+use tako_vm::store::queue::{Cancelled, Enqueued, State, Submission};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and runsc"]
@@ -240,4 +242,74 @@ async fn what_is_more_than_an_owner_may_keep_is_left_out_and_said_and_his_result
         2
     );
     server.dispatcher.drain(Duration::from_secs(5)).await;
+}
+
+/// Whoever waits for a job of his has it begin at once, while nobody can write to the queue.
+async fn while_the_queue_is_locked(
+    server: &Arc<Server>,
+    url: &str,
+    job: Submission,
+    meanwhile: impl FnOnce() + Send + 'static,
+) {
+    let mut locked = sqlx::PgConnection::connect(url).await.unwrap();
+    for statement in ["BEGIN", "LOCK TABLE tako.jobs IN EXCLUSIVE MODE"] {
+        sqlx::raw_sql(statement).execute(&mut locked).await.unwrap();
+    }
+    let other = Arc::clone(server);
+    let submitted =
+        tokio::spawn(async move { other.dispatcher.submit_at_once(&job, None).await.unwrap() });
+    tokio::task::spawn_blocking(meanwhile).await.unwrap();
+    assert!(!submitted.is_finished());
+    sqlx::raw_sql("COMMIT").execute(&mut locked).await.unwrap();
+    let enqueued = submitted.await.unwrap();
+    assert!(matches!(enqueued, Enqueued::Claimed(_)), "{enqueued:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_program_is_handed_over_before_its_job_is_ours_and_begins_only_then() {
+    let (daemon, url) = (Arc::new(Daemon::start()), cluster::database().await);
+    let server = Arc::new(Server::start("w", &url, &daemon.socket()).await);
+    // Its connection is kept.
+    server.submit("first", "print(1)").await;
+    server.ended("first").await;
+    daemon.assert_empty_within(Duration::from_secs(5));
+    let job = program("a", "import time; print(time.time())");
+    let there = Arc::clone(&daemon);
+    while_the_queue_is_locked(&server, &url, job, move || {
+        there.sandbox();
+        std::thread::sleep(Duration::from_secs(2));
+    })
+    .await;
+    let (unlocked, entry) = (SystemTime::now(), server.ended("a").await);
+    assert_eq!((status(&entry), entry.attempts), (Status::Succeeded, 1));
+    let began: f64 = entry.left.unwrap().stdout.text().trim().parse().unwrap();
+    let unlocked = unlocked.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    // It may have begun while we heard of it; the clock of a sandbox is a little off.
+    assert!(began > unlocked - 1.0, "{began}, and {unlocked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root and runsc"]
+async fn a_job_that_was_refused_before_it_was_ours_is_handed_over_again() {
+    let daemon = Arc::new(Daemon::with("supervisor: {max_jobs: 1}\n"));
+    let url = cluster::database().await;
+    let server = Arc::new(Server::start("w", &url, &daemon.socket()).await);
+    server.submit("first", "print(1)").await;
+    server.ended("first").await;
+    daemon.assert_empty_within(Duration::from_secs(5));
+    let mut other = daemon.connect();
+    other.begin("import time; print('up', flush=True); time.sleep(100)");
+    let there = Arc::clone(&daemon);
+    while_the_queue_is_locked(&server, &url, program("a", "print(1)"), move || {
+        let mut watch = there.connect();
+        let patience = Duration::from_secs(2);
+        wait_for(patience, || watch.stats()["busy"] == 1, String::new);
+        other.send('c', b"");
+        assert_eq!(other.finish().how(), "cancelled");
+        wait_for(patience, || watch.stats()["running"] == 0, String::new);
+    })
+    .await;
+    let entry = server.ended("a").await;
+    assert_eq!((status(&entry), entry.attempts), (Status::Succeeded, 1));
 }

@@ -15,4 +15,5 @@ mod jobs;
 mod model;
 mod objects;
 mod tls;
+mod together;
 mod usage;

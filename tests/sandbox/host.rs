@@ -155,6 +155,7 @@ impl Host {
             job,
             spool: &spool,
             events: company.events,
+            begin: None,
             cancel: company.cancel,
         };
         let outcome = self.sandboxes.run(order).await?;

@@ -178,6 +178,7 @@ pub(crate) async fn run(sandboxes: &Sandboxes, code: &str) -> String {
         job: &job(code),
         spool: &spool,
         events: None,
+        begin: None,
         cancel: CancellationToken::new(),
     };
     let outcome = sandboxes.run(order).await.unwrap();

@@ -93,6 +93,9 @@ fn no_frames() -> Vec<Case> {
 /// Frames that are none of these, at the wrong time.
 fn out_of_order() -> Vec<Case> {
     let job = run(&announcement("print(1)"));
+    let mut held = announcement("print(1)");
+    held["hold"] = true.into();
+    let held = [run(&held), frame('d', b"print(1)")].concat();
     let other = frame('h', br#"{"protocol":2,"version":"x"}"#);
     vec![
         ("no greeting", job.clone(), "greeting"),
@@ -112,6 +115,11 @@ fn out_of_order() -> Vec<Case> {
             "no bytes",
             greeted([job, frame('s', b"")].concat()),
             "expected",
+        ),
+        (
+            "no word to begin",
+            greeted([held, frame('c', b"")].concat()),
+            "while a job is held",
         ),
     ]
 }
@@ -390,5 +398,33 @@ fn who_announces_a_small_job_and_sends_none_has_a_slot_for_five_seconds() {
         "{refusal}"
     );
     assert!(begun.elapsed() < on_this_host(Duration::from_secs(15)));
+    assert_serves(&mut other);
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn who_has_a_job_held_and_does_not_begin_it_has_a_slot_for_five_seconds() {
+    let daemon = Daemon::with("supervisor: {max_jobs: 1}\n");
+    let mut idle = daemon.connect();
+    let (begun, code) = (Instant::now(), "print(1)");
+    let mut job = announcement(code);
+    job["hold"] = true.into();
+    idle.submit(&job, code.as_bytes());
+    daemon.sandbox();
+    let mut other = daemon.connect();
+    assert_eq!(
+        other.refused(&announcement(code), code.as_bytes())["code"],
+        "busy"
+    );
+    let refusal = idle.last_refusal();
+    assert!(
+        refusal["message"]
+            .as_str()
+            .unwrap()
+            .contains("not begun within 5s"),
+        "{refusal}"
+    );
+    assert!(begun.elapsed() < on_this_host(Duration::from_secs(15)));
+    daemon.assert_empty_within(Duration::from_secs(2));
     assert_serves(&mut other);
 }

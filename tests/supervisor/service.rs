@@ -6,7 +6,7 @@ use crate::host::on_this_host;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tako_vm::sys::process;
 
 /// From the moment when nobody wants a job any more until nothing is left of it.
@@ -130,10 +130,48 @@ fn a_job_that_is_cancelled_ends_at_once_and_its_connection_stays() {
     client.send('c', b"");
     assert_eq!(client.finish().how(), "cancelled");
     assert!(begun.elapsed() < on_this_host(PROMISE));
-    // One that crosses with the end of its job.
+    // One that crosses with the end of its job, and a word to begin that crosses with a refusal.
     client.send('c', b"");
+    client.send('b', b"");
     assert_eq!(client.run("print(1)").stdout(), "1\n");
     daemon.assert_empty_within(PROMISE);
+}
+
+#[test]
+#[ignore = "needs root and runsc"]
+fn a_job_that_is_held_begins_with_the_word_and_has_its_time_from_then_on() {
+    let (warm, cold) = (Daemon::with_pool("minimum: 1"), Daemon::start());
+    for (daemon, start) in [(&warm, "warm"), (&cold, "cold")] {
+        let mut client = daemon.connect();
+        if start == "warm" {
+            let patience = on_this_host(Duration::from_secs(20));
+            let ready = || client.stats()["pools"][0]["ready"] == 1;
+            wait_for(patience, ready, String::new);
+        }
+        let code = "import time; print(time.time())";
+        let mut job = announcement(code);
+        job["hold"] = true.into();
+        job["timeout_ms"] = 1500.into();
+        client.submit(&job, code.as_bytes());
+        // It is there, and nothing of the program was begun.
+        daemon.sandbox();
+        std::thread::sleep(Duration::from_secs(3));
+        let word = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        client.send('b', b"");
+        client.expect('a');
+        let ran = client.finish();
+        assert_eq!(ran.end["timing"]["start"], start);
+        let began: f64 = ran.stdout().trim().parse().unwrap();
+        assert!(
+            // The clock of a sandbox is a little off.
+            began > word.as_secs_f64() - 0.1,
+            "began {began}, the word came {word:?}"
+        );
+        let total = ran.end["timing"]["total_ms"].as_u64().unwrap();
+        assert!(total < 2500, "{}", ran.end);
+        let started: jiff::Timestamp = ran.end["started_at"].as_str().unwrap().parse().unwrap();
+        assert!(started.as_duration().as_secs_f64() > word.as_secs_f64() - 0.1);
+    }
 }
 
 #[test]

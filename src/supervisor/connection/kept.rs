@@ -1,8 +1,8 @@
 //! Connections that are kept between jobs, since to connect and to be greeted takes a tenth of what a
 //! short job does.
 
-use super::{Connection, ConnectionError};
-use rustix::net::RecvFlags;
+use super::{Connection, ConnectionError, peek};
+use rustix::io::Errno;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,10 +25,9 @@ pub struct Idle {
 impl Idle {
     /// Whether the supervisor is still there: it says nothing unasked but its greeting.
     fn is_alive(&self) -> bool {
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        match rustix::net::recv(&self.stream, &mut [0; 1], flags) {
-            Ok((read, _)) => read > 0 && !self.greeted,
-            Err(error) => error == rustix::io::Errno::AGAIN,
+        match peek(&self.stream) {
+            Ok(read) => read > 0 && !self.greeted,
+            Err(error) => error == Errno::AGAIN,
         }
     }
 }
@@ -80,12 +79,25 @@ impl Connections {
     /// # Errors
     /// [`ConnectionError::Connect`].
     pub async fn take(&self) -> Result<Connection, ConnectionError> {
+        match self.take_kept() {
+            Some(connection) => Ok(connection),
+            None => Connection::open(&self.socket).await,
+        }
+    }
+
+    /// The connection that was used last, if one is kept.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn take_kept(&self) -> Option<Connection> {
         while let Some(idle) = self.pop() {
-            if idle.is_alive() {
-                return Connection::resume(idle);
+            if idle.is_alive()
+                && let Ok(connection) = Connection::resume(idle)
+            {
+                return Some(connection);
             }
         }
-        Connection::open(&self.socket).await
+        None
     }
 
     fn pop(&self) -> Option<Idle> {

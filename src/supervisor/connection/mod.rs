@@ -19,11 +19,13 @@ use super::wire::{
     ToSupervisor, WireError,
 };
 use crate::job::{Captured, Outcome};
+use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -162,6 +164,13 @@ pub struct Submitted {
     accepted: Accepted,
 }
 
+/// A job that was handed over, and whose program has not begun.
+#[derive(Debug)]
+#[must_use = "dropping it ends the job"]
+pub struct Prepared {
+    connection: Connection,
+}
+
 /// Output of a job, as it comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -269,6 +278,25 @@ impl Connection {
             }),
             _ => Err(UNEXPECTED),
         }
+    }
+
+    /// Hands a job over as [`Connection::submit`] does, and has its program held. The supervisor does that
+    /// for 5 s, and is not heard before [`Prepared::begin`].
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub async fn prepare(
+        mut self,
+        run: &Run,
+        parts: &[&[u8]],
+    ) -> Result<Prepared, ConnectionError> {
+        let run = Run {
+            hold: true,
+            ..run.clone()
+        };
+        let written = self.outgoing.job(&run, parts).await;
+        written.map_err(|_hung_up| ConnectionError::Lost)?;
+        Ok(Prepared { connection: self })
     }
 
     async fn hand_over(&mut self, run: &Run, parts: &[&[u8]]) -> Result<ToClient, ConnectionError> {
@@ -392,6 +420,34 @@ impl Outgoing {
         self.buffer.clear();
         Ok(())
     }
+}
+
+impl Prepared {
+    /// Whether it is held still, as far as is known: the supervisor would say so if it were not.
+    pub fn is_held(&self) -> bool {
+        let Incoming { from, greeted } = &self.connection.incoming;
+        *greeted && from.buffer().is_empty() && peek(from.get_ref().as_ref()) == Err(Errno::AGAIN)
+    }
+
+    /// Lets the program begin.
+    ///
+    /// # Errors
+    /// [`ConnectionError::Refused`], or when the connection fails.
+    pub async fn begin(mut self) -> Result<Submitted, ConnectionError> {
+        match self.connection.ask(&ToSupervisor::Begin).await? {
+            ToClient::Accepted(accepted) => Ok(Submitted {
+                connection: self.connection,
+                accepted,
+            }),
+            _ => Err(UNEXPECTED),
+        }
+    }
+}
+
+/// How many bytes could be read now, up to one; [`Errno::AGAIN`] as long as the other side says nothing.
+fn peek(stream: impl AsFd) -> rustix::io::Result<usize> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::net::recv(stream, &mut [0; 1], flags).map(|(read, _)| read)
 }
 
 impl Submitted {
