@@ -51,7 +51,7 @@ fn seconds(name: &str, default: u64) -> u64 {
 /// Claims and ends jobs until there are none and `stop` is set.
 async fn work(store: Store, name: String, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
     let worker = jobs::worker(&name);
-    let outcome = jobs::outcome(Termination::Exited(0));
+    let outcome = jobs::outcome_with_a_file(Termination::Exited(0));
     loop {
         let claims = store.claim(&worker, &tokens(AT_ONCE)).await.unwrap();
         if claims.is_empty() {
@@ -128,7 +128,7 @@ fn tell(what: &str, times: &Histogram<u64>) {
 
 /// Claims one job and ends it; gives how long the claim took.
 async fn claim_and_end(store: &Store, times: &mut Histogram<u64>) {
-    let outcome = jobs::outcome(Termination::Exited(0));
+    let outcome = jobs::outcome_with_a_file(Termination::Exited(0));
     let begun = Instant::now();
     let claims = store.claim(&jobs::worker("w"), &tokens(1)).await.unwrap();
     let took = begun.elapsed();

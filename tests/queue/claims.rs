@@ -1,7 +1,7 @@
 //! What each operation of the queue does, one by one and many at once.
 
 use super::cluster;
-use super::jobs::{ended, full_job, job, job_of, outcome, worker};
+use super::jobs::{ended, full_job, job, job_of, outcome, outcome_with_a_file, worker};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tako_vm::job::{Status, Termination};
@@ -49,7 +49,7 @@ async fn a_job_comes_out_as_it_went_in_and_its_end_is_kept_to_the_byte() {
         format!("{:?}", claim.request),
         format!("{:?}", sent.request)
     );
-    let outcome = outcome(Termination::Exited(3));
+    let outcome = outcome_with_a_file(Termination::Exited(3));
     let end = store.finish(&claim.held, ended(&outcome)).await.unwrap();
     let (end, entry) = (end.unwrap(), store.entry("a").await.unwrap().unwrap());
     assert_eq!(
@@ -226,7 +226,7 @@ async fn what_the_database_refuses_does_not_stand_in_the_way_of_what_comes_with_
     assert_eq!(claims.len(), 19);
     let finish = |claim: Box<Claim>| {
         let store = store.clone();
-        let mut outcome = outcome(Termination::Exited(0));
+        let mut outcome = outcome_with_a_file(Termination::Exited(0));
         if claim.held.id == "job-3" {
             outcome.artifacts[0].sha256 = "none".to_owned();
         }
@@ -283,7 +283,7 @@ async fn what_several_have_left_and_brought_is_not_mixed_up() {
         );
         let store = store.clone();
         tokio::spawn(async move {
-            let mut outcome = outcome(Termination::Exited(0));
+            let mut outcome = outcome_with_a_file(Termination::Exited(0));
             outcome.stdout.bytes = claim.held.id.clone().into_bytes();
             outcome.artifacts[0].name.clone_from(&claim.held.id);
             store.finish(&claim.held, ended(&outcome)).await.unwrap();
@@ -706,7 +706,7 @@ async fn what_is_known_of_jobs_is_told_page_by_page_the_newest_first() {
         store.enqueue(&job, None, None).await.unwrap();
     }
     let claim = claim_one(&store, &worker("w")).await.unwrap();
-    let mut good = outcome(Termination::Exited(0));
+    let mut good = outcome_with_a_file(Termination::Exited(0));
     good.exception = None;
     store.finish(&claim.held, ended(&good)).await.unwrap();
     store.cancel("job-1", Actor::default()).await.unwrap();

@@ -1,7 +1,7 @@
 //! Bytes of files, and the rows that name them.
 
 use super::cluster;
-use super::jobs::{ended, job, outcome, worker};
+use super::jobs::{ended, job, outcome_with_a_file, worker};
 use std::time::Duration;
 use tako_vm::job::Termination;
 use tako_vm::store::files::Files;
@@ -24,7 +24,7 @@ async fn bytes_that_no_job_has_are_swept_and_no_others() {
         .await
         .unwrap()
         .remove(0);
-    let outcome = outcome(Termination::Exited(0));
+    let outcome = outcome_with_a_file(Termination::Exited(0));
     store.finish(&claim.held, ended(&outcome)).await.unwrap();
 
     assert_eq!(files.sweep(&store).await.unwrap(), 0, "they are new");

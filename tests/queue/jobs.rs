@@ -85,14 +85,11 @@ pub(crate) fn outcome(termination: Termination) -> Outcome {
             bytes: b"2\0\xff\n".to_vec(),
             total: 5000,
         },
-        stderr: Captured::default(),
-        artifacts: vec![Artifact {
-            name: "result.json".to_owned(),
-            size_bytes: 2,
-            sha256: "ab".repeat(32),
-            content_type: None,
-            path: "/nowhere".into(),
-        }],
+        stderr: Captured {
+            bytes: b"!".to_vec(),
+            total: 8,
+        },
+        artifacts: Vec::new(),
         artifacts_truncated: false,
         artifacts_skipped: Vec::new(),
         started_at: Timestamp::from_microsecond(1_795_308_875_083_472).unwrap(),
@@ -109,10 +106,24 @@ pub(crate) fn outcome(termination: Termination) -> Outcome {
         usage: ResourceUsage {
             max_rss_mb: 19.5,
             cpu_time_ms: 4,
-            wall_time_ms: 6,
+            wall_time_ms: 7,
             oom_kills: 0,
         },
         kill_time: Duration::ZERO,
+    }
+}
+
+/// The same of a job that has left a file.
+pub(crate) fn outcome_with_a_file(termination: Termination) -> Outcome {
+    Outcome {
+        artifacts: vec![Artifact {
+            name: "result.json".to_owned(),
+            size_bytes: 2,
+            sha256: "ab".repeat(32),
+            content_type: None,
+            path: "/nowhere".into(),
+        }],
+        ..outcome(termination)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::bucket::{Bucket, PREFIX, make_old};
 use super::cluster;
-use super::jobs::{ended, job, outcome, worker};
+use super::jobs::{ended, job, outcome_with_a_file, worker};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tako_vm::job::{Termination, one_line};
@@ -72,7 +72,7 @@ async fn what_no_job_has_is_swept_below_the_prefix_and_nothing_else() {
         .await
         .unwrap()
         .remove(0);
-    let outcome = outcome(Termination::Exited(0));
+    let outcome = outcome_with_a_file(Termination::Exited(0));
     store.finish(&claim.held, ended(&outcome)).await.unwrap();
     assert_eq!(files.sweep(&store).await.unwrap(), 0, "they are new");
 

@@ -27,9 +27,9 @@ async fn begin(store: &Store, id: String) -> Held {
 
 /// Whether each was recorded.
 async fn finish(store: &Store, all: impl IntoIterator<Item = Held>) -> BTreeSet<bool> {
-    let good = outcome(Termination::Exited(0));
+    let outcome = outcome(Termination::Exited(3));
     let finished = all.into_iter().map(async |held| {
-        let end = store.finish(&held, ended(&good)).await;
+        let end = store.finish(&held, ended(&outcome)).await;
         end.unwrap().is_some()
     });
     join_all(finished).await.into_iter().collect()
@@ -89,5 +89,5 @@ async fn what_comes_alone_is_written_as_what_comes_together_and_as_well_guarded(
         "one of them has ended twice"
     );
     let standing = store.standing(&many[0].id).await.unwrap().unwrap();
-    assert_eq!(standing.state, State::Ended(Status::Succeeded));
+    assert_eq!(standing.state, State::Ended(Status::Failed));
 }
