@@ -37,7 +37,7 @@ const CODE: &str = "print(1 + 1)";
 const PACE: Duration = Duration::from_millis(333);
 
 /// Of a kind, until it is the turn of the next kind.
-const TURN: usize = 10;
+const TURN: usize = 25;
 
 const CLIENTS: u32 = 4;
 

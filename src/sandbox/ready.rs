@@ -19,6 +19,10 @@ use tokio::task::JoinHandle;
 /// much.
 const CHECKPOINT: Duration = Duration::from_secs(20);
 
+/// How long whoever waits for a job is let go on before its sandbox is cleared away, in which nothing is left to
+/// be done: that keeps processors busy for longer than the job has.
+const BREATH: Duration = Duration::from_millis(5);
+
 /// A sandbox that waits for its job.
 ///
 /// Dropped, it is killed and cleared away on the spot; [`Ready::discard`] does so without holding up
@@ -189,7 +193,10 @@ async fn clear_or_begin_to(
     if attended.complete
         && let Ok(counters) = sandbox.read_counters()
     {
-        let clearing = tokio::spawn(async move { Ok(clear(sandbox).await?.kill_time) });
+        let clearing = tokio::spawn(async move {
+            tokio::time::sleep(BREATH).await;
+            Ok(clear(sandbox).await?.kill_time)
+        });
         return Ok((counters, clearing));
     }
     let counters = clear(sandbox).await?;
