@@ -58,7 +58,8 @@ fn request(bytes: &mut Unstructured) -> Result<JobRequest> {
 
 fn check_limits(limits: &Limits, asked: &JobRequest, maxima: &Maxima) {
     let given = Limits {
-        memory_bytes: asked.memory_bytes.unwrap_or(limits.memory_bytes),
+        // Memory is given in whole pages.
+        memory_bytes: (asked.memory_bytes).map_or(limits.memory_bytes, |bytes| bytes / 4096 * 4096),
         millicpus: asked.millicpus.unwrap_or(limits.millicpus),
         execution: asked.timeout.unwrap_or(limits.execution),
         startup: asked.startup_timeout.unwrap_or(limits.startup),

@@ -97,10 +97,10 @@ impl Shared {
 }
 
 /// Hands a job to the supervisor that is not ours yet, whose program begins when it is: where that is quickly
-/// done, and the job is not likely to be there already.
+/// done, and likely to be of use. One with a key may be there already.
 pub(super) async fn prepare(shared: &Shared, job: &Submission) -> Option<Prepared> {
     let (run, parts) = Run::new(&job.image, &job.request, false);
-    if job.idempotency.is_some() || run.bytes() > SMALL {
+    if job.idempotency.is_some() || run.bytes() > SMALL || shared.reach.is_away() {
         return None;
     }
     let connection = shared.supervisor.take_kept()?;

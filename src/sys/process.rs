@@ -609,9 +609,17 @@ mod tests {
         };
         cancel.cancel();
         assert!(running.await.unwrap().unwrap().is_none());
-        let stat = fs::read_to_string(format!("/proc/{}/stat", text.trim())).unwrap_or_default();
-        // Whoever inherits it may not have buried it yet.
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        // It dies when it is its turn, and whoever inherits it may not have buried it yet.
+        let stat = format!("/proc/{}/stat", text.trim());
+        let lives = || {
+            let stat = fs::read_to_string(&stat).unwrap_or_default();
+            !stat.is_empty() && !stat.contains(") Z ")
+        };
+        let begun = std::time::Instant::now();
+        while lives() {
+            assert!(begun.elapsed() < PATIENCE, "{}", text.trim());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[test]
