@@ -99,8 +99,11 @@ impl Shared {
 /// Hands a job to the supervisor that is not ours yet, whose program begins when it is: where that is quickly
 /// done, and likely to be of use. One with a key may be there already.
 pub(super) async fn prepare(shared: &Shared, job: &Submission) -> Option<Prepared> {
+    if job.idempotency.is_some() || shared.reach.is_away() {
+        return None;
+    }
     let (run, parts) = Run::new(&job.image, &job.request, false);
-    if job.idempotency.is_some() || run.bytes() > SMALL || shared.reach.is_away() {
+    if run.bytes() > SMALL {
         return None;
     }
     let connection = shared.supervisor.take_kept()?;
@@ -152,18 +155,17 @@ async fn ask(
     prepared: Option<Prepared>,
     attempt: &Attempt,
 ) -> Result<Entry, Failure> {
-    let (run, parts) = Run::new(&claim.image, &claim.request, false);
     let submit = async {
         if let Some(prepared) = prepared.filter(Prepared::is_held) {
             return prepared.begin().await;
         }
+        let (run, parts) = Run::new(&claim.image, &claim.request, false);
         let connection = shared.supervisor.take().await?;
         connection.submit(&run, &parts).await
     };
     // With its connection, a job ends.
     let submitted = attempt.cancel.run_until_cancelled(submit).await;
     let submitted = submitted.ok_or(Failure::GivenUp)??;
-    drop(parts);
     let nobody: Option<mpsc::Sender<Output>> = None;
     let ended = submitted.attend(nobody, &attempt.cancel).await?;
     let mut end = ended.end().clone();

@@ -43,7 +43,7 @@ pub(super) trait Row: Send + Sync + Sized + 'static {
     ) -> impl Future<Output = Result<Vec<Self::Answer>, sqlx::Error>> + Send;
 }
 
-/// Rows as the statements take them.
+/// Rows, or a part of one, as the statements take them.
 pub(super) fn in_json(rows: &(impl Serialize + ?Sized)) -> Result<String, sqlx::Error> {
     serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))
 }

@@ -271,13 +271,8 @@ impl Connection {
         run: &Run,
         parts: &[&[u8]],
     ) -> Result<Submitted, ConnectionError> {
-        match self.hand_over(run, parts).await? {
-            ToClient::Accepted(accepted) => Ok(Submitted {
-                connection: self,
-                accepted,
-            }),
-            _ => Err(UNEXPECTED),
-        }
+        let answer = self.hand_over(run, parts).await?;
+        self.submitted(&answer)
     }
 
     /// Hands a job over as [`Connection::submit`] does, and has its program held. The supervisor does that
@@ -297,6 +292,16 @@ impl Connection {
         let written = self.outgoing.job(&run, parts).await;
         written.map_err(|_hung_up| ConnectionError::Lost)?;
         Ok(Prepared { connection: self })
+    }
+
+    fn submitted(self, answer: &ToClient) -> Result<Submitted, ConnectionError> {
+        match *answer {
+            ToClient::Accepted(accepted) => Ok(Submitted {
+                connection: self,
+                accepted,
+            }),
+            _ => Err(UNEXPECTED),
+        }
     }
 
     async fn hand_over(&mut self, run: &Run, parts: &[&[u8]]) -> Result<ToClient, ConnectionError> {
@@ -434,13 +439,8 @@ impl Prepared {
     /// # Errors
     /// [`ConnectionError::Refused`], or when the connection fails.
     pub async fn begin(mut self) -> Result<Submitted, ConnectionError> {
-        match self.connection.ask(&ToSupervisor::Begin).await? {
-            ToClient::Accepted(accepted) => Ok(Submitted {
-                connection: self.connection,
-                accepted,
-            }),
-            _ => Err(UNEXPECTED),
-        }
+        let answer = self.connection.ask(&ToSupervisor::Begin).await?;
+        self.connection.submitted(&answer)
     }
 }
 
